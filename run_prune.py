@@ -74,12 +74,16 @@ def prune_model(
     out = str(asked["out"] or folder or "")
 
     def work() -> JsonObject:
-        if verify and (given or recipe or evaluate):
-            raise ValueError("--verify must stand alone: leave out --model, --metric and --out")
+        if verify and (given or recipe or evaluate or resume or validate):
+            raise ValueError("--verify must stand alone: leave out all other options")
         if folder and (not resume or asked["out"]):
             raise ValueError(f"unexpected argument {str(folder)!r}: options begin with --")
-        if evaluate and (recipe or resume or validate or "model" in given):
-            raise ValueError("--evaluate only measures: leave out --model, --recipe and --validate")
+        if resume and not out:
+            raise ValueError("--resume needs the unfinished folder: give --resume DIR")
+        goes = [name for name in Measurement.model_fields if name != "model"]
+        if evaluate and (recipe or resume or validate or not given.keys() <= {*goes}):
+            known = ", --".join(goes).replace("_", "-")
+            raise ValueError(f"--evaluate only measures: with it go --{known}")
         # A mistake is told before torch is imported.
         checked = _measuring(evaluate, given) if evaluate else make(Request, given, "options")
         with on_stderr().status("loading torch and transformers"):
@@ -95,6 +99,8 @@ def prune_model(
         else:
             wanted = _with_recipe(given, recipe)
         made = job.make_job(make(Request, wanted | {"out": out}, "options"), resume)
+        if not out and not validate:
+            raise ValueError("--out is required: name a new folder for the result")
         return command.validate(made) if validate else command.apply(made)
 
     try:

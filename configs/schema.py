@@ -105,6 +105,9 @@ class _Target(_Section):
         kept, _, length = str(pattern).partition(":")
         if kept.isdecimal() and length.isdecimal() and 0 < int(kept) < int(length):
             return {**raw, "pattern": pattern, "sparsity": 1 - int(kept) / int(length)}
+        if pattern not in (None, "unstructured"):
+            rule = "unstructured or n:m with 0 < n < m"
+            raise ValueError(f"pattern must be {rule}, got {pattern!r:.40}")
         return raw
 
 
@@ -271,10 +274,11 @@ def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
             rule. One line names the key, the value and the rule.
     """
     source = DEFAULT if config is None else find(Path(config))
+    named = f"{source} with --set" if overrides else str(source)
     try:
         return Config.model_validate(apply_overrides(read(source), overrides))
     except ValidationError as error:
-        raise ValueError(f"config {source}: {_first_problem(error)}") from error
+        raise ValueError(f"config {named}: {_first_problem(error)}") from error
 
 
 def to_yaml(config: Config) -> str:
@@ -306,4 +310,6 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"{path} is missing: it has no default"
     rule = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":  # ours, which name key and value
+        return f"{path}: {rule}"
     return f"{path or 'the config'} = {str(problem['input'])[:60]!r}: {rule}"

@@ -61,3 +61,13 @@ def perplexity(losses: Tensor) -> float:
     """Return exp of the mean of per-window losses in nats per token; inf if that overflows."""
     mean = losses.mean().item()
     return math.exp(mean) if mean < 700 else math.inf
+
+
+def perplexity_error(losses: Tensor) -> float | None:
+    """Return the standard error of `perplexity`; None for a single window.
+
+    By the delta method it is exp(m) s / sqrt(n), with the mean m and the standard deviation s of n
+    windows' losses: exp's slope at m times the standard error of m.
+    """
+    error = losses.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None
+    return None if error is None else perplexity(losses) * error

@@ -160,6 +160,13 @@ def _unread(error: OSError) -> Answer:
     return outcome(INTERRUPTED, error="the output was closed")
 
 
+def _missing(error: BaseException | None) -> str:
+    """Return the library that is missing; the error of a lazy import has its name in a cause."""
+    while error and not (isinstance(error, ModuleNotFoundError) and error.name):
+        error = error.__cause__ or error.__context__
+    return str(getattr(error, "name", "a library")).partition(".")[0]
+
+
 def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) -> typer.Typer:
     """Return the Typer application of one command.
 
@@ -176,7 +183,7 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
         except ValueError as error:
             return failed(getattr(error, "exit_code", USAGE), error)
         except ModuleNotFoundError as error:
-            library = str(error.name).partition(".")[0]
+            library = _missing(error)
             way_out = f"pip install 'prunevolve[{_EXTRAS.get(library, 'search')}]'"
             return failed(USAGE, f"{library} must be installed for this: {way_out}")
         except KeyboardInterrupt:

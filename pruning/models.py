@@ -109,6 +109,8 @@ def resolve_model(
     device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
+    if revision and not hub_id(model):
+        raise ValueError(f"revision must be left out for a model that is here, got {revision!r}")
     asked = f"{model}@{revision}" if revision else model
     config, on_hub = load_config(asked), hub_id(asked)
     name = f"{on_hub[0]}@{Path(config.name_or_path).name}" if on_hub else asked

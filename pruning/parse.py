@@ -111,12 +111,18 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
     if path and path.is_dir():
         files = (path / name for name in ("best_metric.json", "pruning_recipe.json"))
         path = next((file for file in files if file.is_file()), None)
+        if not path:
+            rule = "best_metric.json, which a run has once a candidate is evaluated"
+            raise ValueError(
+                f"metric {argument!r} is a folder without {rule}, or a pruning_recipe.json"
+            )
     words = set(re.findall(r"[A-Za-z_]\w*", argument))
     signs = re.search(r"[(^*+|·−√∜²³]", argument)  # that few paths have
     if not path and not signs and not words <= TERMINALS.keys():
-        near = difflib.get_close_matches(argument[:40].lower(), NAMED, n=1)
+        names = [*NAMED, SPARSEGPT]
+        near = difflib.get_close_matches(argument[:40].lower(), names, n=1)
         guess = f"did you mean {near[0]}? or " if near else ""
-        forms = f"give one of {', '.join(NAMED)}, a file, a run folder, or a formula; {_FORMULA}"
+        forms = f"give one of {', '.join(names)}, a file, a run folder, or a formula; {_FORMULA}"
         raise ValueError(f"metric {argument[:200]!r} is no known name or file: {guess}{forms}")
     if path:
         criterion, found_on = _from_file(path)

@@ -1,5 +1,6 @@
 """The command `run_search.py`: launch, resume or validate a run, or rebuild its report."""
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -101,7 +102,7 @@ def _search(config: Config | None, folder: Path, overrides: list[str], validate:
         else:
             ending = run.resume(folder, overrides, console)
     except run.Unfinished as end:
-        console.print(str(end))
+        print(end, file=sys.stderr)
         return outcome(end.code, error=str(end), **_about(folder))
     return outcome(DONE, ending=ending, **_about(folder))
 
@@ -109,12 +110,13 @@ def _search(config: Config | None, folder: Path, overrides: list[str], validate:
 def _inspect(report: Path | None, status: Path | None) -> Answer:
     """Rebuild the report of a run, or print how far it is."""
     from prunevolve.search.progress import print_status
-    from prunevolve.search.results import write_report
     from prunevolve.search.run_folder import RunFolder
 
     if status:
         print_status(RunFolder.look(status), PlainConsole())
         return outcome(DONE, ending="shown", **_about(status))
+    from prunevolve.search.results import write_report
+
     assert report
     is_finished = write_report(RunFolder.look(report))
     note = "" if is_finished else ": partial, because the run has not ended"

@@ -12,9 +12,10 @@ from importlib import import_module
 from itertools import product
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from prunevolve.configs.schema import ROLES, Config, Task
+from prunevolve.configs.schema import MOST_TOKENS, ROLES, Config, Task
 from prunevolve.evaluation.windows import (
     Text,
     Windows,
@@ -147,11 +148,14 @@ def resolve(config: Config) -> Experiment:
     subjects = [one for place, one in enumerate(of_tasks) if one not in of_tasks[:place]]
     if not config.allow_test_selection:
         _check_disjoint(subjects)
-    _check_models(tasks)
-    ray, cores = config.ray, os.cpu_count() or 1
+    _check_tasks(tasks, config.search.stages)
+    ray, cores, devices = config.ray, os.cpu_count() or 1, torch.cuda.device_count()
     if ray.address == "local" and ray.cpus_per_worker > cores:
         rule = f"at most the {cores} cores of this machine"
         raise ValueError(f"ray.cpus_per_worker must be {rule}, got {ray.cpus_per_worker}")
+    if ray.address == "local" and ray.gpus_per_worker > devices:
+        rule = f"at most the {devices} GPUs of this machine"
+        raise ValueError(f"ray.gpus_per_worker must be {rule}, got {ray.gpus_per_worker:g}")
     if config.tensorboard:
         import_module("tensorboard")  # or it would be missed only after the statistics
     known = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
@@ -227,8 +231,8 @@ def _check_disjoint(subjects: Sequence[Subject]) -> None:
             )
 
 
-def _check_models(tasks: Sequence[Task]) -> None:
-    """Check each task against its model, but for the weights of hub models."""
+def _check_tasks(tasks: Sequence[Task], stages: Sequence[int]) -> None:
+    """Check each task against the stages and its model, but for the weights of hub models."""
     for task in tasks:
         model = load_config(task.model)
         limit = model.get_text_config().max_position_embeddings
@@ -236,6 +240,9 @@ def _check_models(tasks: Sequence[Task]) -> None:
             if text.length > limit:
                 rule = f"at most the model's {limit} positions"
                 raise ValueError(f"{role}.length must be {rule}, got {text.length}")
+        if stages and task.weight and stages[0] > (task.fitness.windows or MOST_TOKENS):
+            rule = f"begin with at most the {task.fitness.windows} windows of fitness, or be []"
+            raise ValueError(f"search.stages must {rule}; got {stages}")
         if pattern := parse_pattern(task.pattern):
             check_layers(skeleton(model, DTYPES[task.dtype]), Target(task.sparsity, pattern))
 

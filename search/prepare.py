@@ -102,7 +102,7 @@ def write_environment(folder: RunFolder, experiment: Experiment) -> None:
         return
     packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
     machine = {
-        "python": platform.python_version(),
+        "python": platform.python_version(),  # and so that of the embedded text, which is its own
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -137,9 +137,11 @@ def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
     for key, value in _leaves(now):
         was = before.get(f"identity.{key}")
         if was != value:
+            python, here = before.get("python"), platform.python_version()
+            why = f" on Python {python}, this is {here}" if python not in (None, here) else ""
             raise FolderError(
                 f"{key} is {value!r:.200} but was {was!r:.200} when the run in {folder.path} "
-                "began: restore it, or start a new run"
+                f"began{why}: restore it, or start a new run"
             )
 
 

@@ -1,8 +1,8 @@
 """Progress of a search: its journal, checkpoints and `status.json`, the screen and TensorBoard.
 
-A status is what `status.json` holds: `state` (`running`, `finished`, or why it ended), when it was
-`written`, `candidates` committed `of` all, `outcomes` by kind, `seconds` of all processes,
-`per_hour` (candidates, since this process began), `workers` (`ready`, `busy` ones of these,
+A status is what `status.json` holds: `state` (`running`, `measuring finalists`, `finished`, or why
+it ended), when it was `written`, `candidates` committed `of` all, `outcomes` by kind, `seconds` of
+all processes, `per_hour` (candidates, by these seconds), `workers` (`ready`, `busy` ones of these,
 `starting`), `faults` by kind, the latest as `trouble`, and `best` (`metric`, `group`, `fitness`,
 `size`) or null.
 """
@@ -16,25 +16,27 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from textwrap import shorten
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
 from prunevolve.command_line import SEARCH
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.progress import shown_progress
-from prunevolve.search.evolution import Evolution
-from prunevolve.search.experiment import Experiment
-from prunevolve.search.pool.jobs import Arrival
-from prunevolve.search.pool.pool import Pool
 from prunevolve.search.records import OUTCOMES, Record, Timing
-from prunevolve.search.run_folder import RunFolder, WriteError
+from prunevolve.search.run_folder import FolderError, RunFolder, WriteError
 from prunevolve.search.verdict import convergence
+
+if TYPE_CHECKING:  # a status is shown without the libraries of a search
+    from prunevolve.search.evolution import Evolution
+    from prunevolve.search.experiment import Experiment
+    from prunevolve.search.pool.jobs import Arrival
+    from prunevolve.search.pool.pool import Pool
 
 OnRecord = Callable[[Record], object]
 """Called with each record once it is in the journal, in the order of breeding."""
 
-RUNNING, STOPPED, FINISHED = "running", "stopped", "finished"
+RUNNING, CHOOSING, FINISHED = "running", "measuring finalists", "finished"
 
 _CHECKPOINT_EVERY = 50
 """Candidates between two checkpoints."""
@@ -57,9 +59,9 @@ class Recorder:
     """
 
     folder: RunFolder
-    experiment: Experiment
-    evolution: Evolution
-    pool: Pool
+    experiment: "Experiment"
+    evolution: "Evolution"
+    pool: "Pool"
     console: Console
     on_record: OnRecord
     began: float
@@ -67,10 +69,9 @@ class Recorder:
     def __enter__(self) -> Self:
         self.outcomes: Counter[str] = Counter()
         self._timings: dict[int, Timing] = {}
-        self._began, self._first = time.monotonic(), self.evolution.state.committed
         self._shown = self._written = 0.0
         self._open = ExitStack()
-        before = self._began - self.began
+        before = time.monotonic() - self.began
         self._show = self._open.enter_context(shown_progress(self.console, before))
         self._events = None
         if self.experiment.config.tensorboard:
@@ -85,12 +86,12 @@ class Recorder:
     ) -> None:
         with self._open:
             if error is None:
-                self._close("evolved")
+                self._close(CHOOSING if self.evolution.state.best else "nothing evaluated")
             elif not isinstance(error, WriteError):
                 with suppress(WriteError):
                     self._close(str(error) or "interrupted")
 
-    def note(self, arrival: Arrival) -> None:
+    def note(self, arrival: "Arrival") -> None:
         """Keep an arrival's timing until its outcome is committed; write its trace, if any."""
         self._timings[arrival.index] = arrival.timing
         if arrival.trace:
@@ -132,15 +133,15 @@ class Recorder:
 
     def _status(self, state: str) -> JsonObject:
         workers, evolved = self.pool.workers, self.evolution.state
-        hours = max(time.monotonic() - self._began, 1e-9) / 3600
+        seconds = time.monotonic() - self.began
         return {
             "state": state,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "candidates": evolved.committed,
             "of": self.experiment.config.search.candidates,
             "outcomes": {kind: self.outcomes[kind] for kind in OUTCOMES},
-            "seconds": round(time.monotonic() - self.began, 1),
-            "per_hour": round((evolved.committed - self._first) / hours, 1),
+            "seconds": round(seconds, 1),
+            "per_hour": round(3600 * evolved.committed / max(seconds, 1e-9), 1),
             "workers": {"ready": workers.ready, "busy": workers.busy, "starting": workers.starting},
             "faults": dict(workers.faults),
             "trouble": workers.trouble,
@@ -178,9 +179,11 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def status_of(folder: RunFolder) -> JsonObject:
     """Return the status of a run as it is now: how far it is says the journal."""
+    if not (folder.path / "status.json").is_file():
+        raise FolderError(f"{folder.path} has no status before its first candidate: look later")
     status: JsonObject = folder.read_json("status.json", "best")
-    if status["state"] == RUNNING and not folder.is_in_use:  # its process was killed
-        status["state"] = STOPPED
+    if status["state"] in (RUNNING, CHOOSING) and not folder.is_in_use:  # its process is gone
+        status["state"] = f"stopped while {status['state']}"
     told = folder.told()
     kinds = Counter(kind for kind, _ in told)
     return status | {
@@ -197,7 +200,7 @@ def print_status(folder: RunFolder, console: Console) -> None:
     if state == RUNNING and status["per_hour"]:
         hours = (status["of"] - status["candidates"]) / status["per_hour"]
         far += f", {timedelta(seconds=round(hours * 3600))} left"
-    if state == STOPPED:
+    if state not in (RUNNING, CHOOSING, FINISHED):
         state += f"; resume with {SEARCH} --resume {shlex.quote(str(folder.path))}"
     told = f"{folder.path}: {state}, as of {status['written']}"
     console.print(told, far, status["convergence"], *lines_of(status), sep="\n")

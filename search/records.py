@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
@@ -17,6 +17,11 @@ OUTCOMES: tuple[str, ...] = get_args(Kind)
 Timing = Mapping[str, float]
 """What is not reproducible about an evaluation: seconds, peak MiB, the worker's number."""
 
+Wanted: TypeAlias = tuple[int, str, Criterion | None]
+"""What losses are measured of: a task, a text's role, and a metric or else the dense model."""
+
+Losses: TypeAlias = list[float] | None
+"""Each window's mean NLL in nats per token; None where a metric cannot prune the model."""
 
 RESOLUTION = 0.001
 """Step in which members are compared, in units of fitness; within a step the smaller metric wins

@@ -1,8 +1,8 @@
 """The run folder: journal, checkpoint, hall of fame, best metric. Only this file writes there.
 
-Everything is text or safetensors. The journal is appended, flushed and fsync'd line by line; every
-other file is written under a temporary name, fsync'd and renamed, so that a kill leaves the old
-file or the new one, never a part.
+Everything is text or safetensors. Journal and losses are appended, flushed and fsync'd line by
+line; every other file is written under a temporary name, fsync'd and renamed, so that a kill leaves
+the old file or the new one, never a part.
 """
 
 import csv
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,11 +24,18 @@ from torch import Tensor
 from prunevolve.command_line import Resumable
 from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import JsonObject, read_object, whole_file
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.search.population import State, read_state
-from prunevolve.search.records import Line, Record, read_line
+from prunevolve.search.records import Line, Losses, Record, Wanted, read_line
 
 Parsed = TypeVar("Parsed", Record, Line)
+
+JOURNAL, LOSSES = "journal.jsonl", "losses.jsonl"
+"""The files to which lines are appended; a kill can tear the last."""
+
+_LOSSES = TypeAdapter(tuple[int, str, str | None, str, Losses])
+"""A line of the latter: task, role of the text, metric, if any, and group, and losses."""
 
 
 class FolderError(ValueError):
@@ -59,9 +67,8 @@ class RunFolder:
         if path.is_symlink() and not path.exists():
             raise FolderError(f"--out {path} is a broken link: name a new folder")
         if path.is_file() or names not in ([], [".lock"]):
-            raise FolderError(
-                f"--out {path} is not an empty folder: name another, or --resume {path}"
-            )
+            way_on = f", or --resume {path}" if (path / "config.yaml").is_file() else ""
+            raise FolderError(f"--out {path} is not an empty folder: name another{way_on}")
 
     @staticmethod
     def create(path: Path) -> "RunFolder":
@@ -77,10 +84,11 @@ class RunFolder:
     def open_(path: Path) -> "RunFolder":
         """Open a run's folder to go on; raise FolderError if it is none, or in use."""
         folder = RunFolder.look(path)._locked()
-        journal, size = path / "journal.jsonl", sum(map(len, folder._lines()))
-        if journal.exists() and journal.stat().st_size > size:
-            with _writing(journal):
-                os.truncate(journal, size)  # the torn last line
+        for name in (JOURNAL, LOSSES):
+            file, size = path / name, sum(map(len, folder._lines(name)))
+            if file.exists() and file.stat().st_size > size:
+                with _writing(file):
+                    os.truncate(file, size)  # the torn last line
         return folder
 
     @staticmethod
@@ -193,20 +201,20 @@ class RunFolder:
 
     def _read(self, parse: Callable[[object], Parsed]) -> Iterator[Parsed]:
         """Yield what the journal's whole lines hold."""
-        for place, line in enumerate(self._lines()):
+        for place, line in enumerate(self._lines(JOURNAL)):
             try:
                 parsed = parse(json.loads(line.rstrip()))
                 if parsed.index != place:
                     raise ValueError(f"it is candidate {parsed.index}")
             except (ValueError, RecursionError) as error:
                 raise FolderError(
-                    f"{self.path / 'journal.jsonl'} line {place + 1} is damaged: {error}; keep "
+                    f"{self.path / JOURNAL} line {place + 1} is damaged: {error}; keep "
                     f"the {place} lines before it and resume: the rest is searched again"
                 ) from error
             yield parsed
 
-    def _lines(self) -> list[bytes]:
-        path = self.path / "journal.jsonl"
+    def _lines(self, name: str) -> list[bytes]:
+        path = self.path / name
         try:
             with path.open("rb") as file:
                 return [line for line in file if line.endswith(b"\n")]
@@ -217,14 +225,39 @@ class RunFolder:
 
     def append(self, record: Record, timing: Mapping[str, float]) -> None:
         """Append a record to the journal, and its timing to a file of its own."""
-        journal, timings = self.path / "journal.jsonl", self.path / "timings.jsonl"
+        timings = self.path / "timings.jsonl"
         with _writing(timings), timings.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"index": record.index, **timing}) + "\n")
-        with _writing(journal), journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record.to_dict()) + "\n")
+        self._append(JOURNAL, record.to_dict())
+        self.lines += 1
+
+    def keep_losses(self, wanted: Wanted, losses: Losses) -> None:
+        """Append what was measured."""
+        task, role, criterion = wanted
+        text, group = (criterion.text, criterion.group) if criterion else (None, "")
+        self._append(LOSSES, (task, role, text, group, losses))
+
+    def losses(self) -> dict[Wanted, Losses]:
+        """Return all that was kept; raises FolderError if a line is damaged."""
+        found: dict[Wanted, Losses] = {}
+        for number, line in enumerate(self._lines(LOSSES), 1):
+            try:
+                task, role, text, group, losses = _LOSSES.validate_json(line)
+                criterion = Criterion.parse(text, group) if text else None
+            except ValueError as error:
+                raise FolderError(
+                    f"{self.path / LOSSES} line {number} is damaged: remove the line and resume: "
+                    "its losses are measured again"
+                ) from error
+            found[task, role, criterion] = losses
+        return found
+
+    def _append(self, name: str, value: object) -> None:
+        path = self.path / name
+        with _writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(value) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.lines += 1
 
     def write_checkpoint(self, resumable: State, state: State) -> None:
         """Write the state that a continuation starts from, and the current hall of fame."""

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import Experiment
+from prunevolve.search.records import Losses, Wanted
 
-Measure = Callable[[Sequence[tuple[int, str, Criterion | None]]], Sequence[list[float] | None]]
-"""`Pool.losses`: by window, for each task, role and criterion; None where that cannot prune."""
+Measure = Callable[[Sequence[Wanted]], Sequence[Losses]]
+"""`Pool.losses`."""
 
 KNOWN = 1 + len(BASELINES)
 """What a scale needs to be measured on each task: the dense model and the baselines."""

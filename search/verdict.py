@@ -76,7 +76,7 @@ def convergence(fitness: Sequence[float | None]) -> str:
     best = list(accumulate((math.inf if f is None else f for f in fitness), min))
     if not best or best[-1] == math.inf:
         return "no candidate was evaluated yet"
-    line = f"last improvement at candidate {best.index(best[-1]) + 1} of {len(best)}"
+    line = f"last improvement at candidate {best.index(best[-1])}, of 0 to {len(best) - 1}"
     before = best[len(best) - len(best) // 3 - 1]
     if before == math.inf:
         return line

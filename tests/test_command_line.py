@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 import tomllib
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import search_process
+from report_run import STATUS, records_of, write_run
 
 from prunevolve import run_prune
 from prunevolve.command_line import (
@@ -47,13 +49,28 @@ def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, 
     assert told.get(option, "") in run.stdout
 
 
-def test_search_without_its_libraries_ends_at_once_with_the_way_out(tmp_path):
-    begin = "import sys; sys.modules.update(deap=None); from prunevolve import run_search as run"
-    run = launched("-c", f"{begin}; run.main()", "--out", str(tmp_path / "run"))
+@pytest.mark.parametrize("missing", ["deap", "sympy"])  # transformers imports the latter, lazily
+def test_search_without_its_libraries_ends_at_once_with_the_way_out(tmp_path, missing):
+    begin = f"import sys; sys.modules.update({missing}=None)"
+    run = launched(
+        "-c", f"{begin}; from prunevolve import run_search as r; r.main()", folder=tmp_path
+    )
     assert (run.returncode, run.stdout) == (2, "")
-    line = "error: deap must be installed for this: pip install 'prunevolve[search]'\n"
-    assert run.stderr == line
+    assert (
+        run.stderr
+        == f"error: {missing} must be installed for this: pip install 'prunevolve[search]'\n"
+    )
     assert not any(tmp_path.iterdir())
+
+
+def test_status_is_shown_without_the_libraries_of_a_search(tmp_path):
+    with closing(write_run(tmp_path / "run", records_of(6))) as folder:
+        folder.write_json("status.json", {**STATUS, "state": "running", "written": "now", "of": 9})
+    begin = "import sys; sys.modules.update(deap=None, ray=None)"
+    words = "from prunevolve import run_search as r; r.main()"
+    run = launched("-c", f"{begin}; {words}", "--status", "run", folder=tmp_path)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("run: stopped while running; resume with ")
 
 
 @pytest.mark.parametrize(

@@ -168,9 +168,11 @@ def test_run_prune_in_another_dtype_prints_one_object_of_json_and_saves_the_mode
 
 def test_evaluate_measures_a_result_on_its_own_windows_unless_told(prune_small, tmp_path):
     prune_small(metric="magnitude", eval_split="selection", eval_corpus="embedded")
-    value = paper(tmp_path / "out", "report")["pruned_perplexity"]
+    report = paper(tmp_path / "out", "report")
+    value, error = (report[f"pruned_perplexity{x}"] for x in ("", "_standard_error"))
     out, _ = call(evaluate=tmp_path / "out")
-    assert out.startswith(f"perplexity {value:.4f} (embedded, split selection, 4 windows of 16 ")
+    measured = f"perplexity {value:.4f} ± {error:.4f} (embedded, split selection, 4 windows of 16 "
+    assert out.startswith(measured)
     out, _ = call(evaluate=tmp_path / "out", eval_corpus="embedded", seqlen=8)
     assert "(embedded, split report, 4 windows of 8 = 32 tokens" in out
 
@@ -374,7 +376,15 @@ def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tm
     for name in ("dense", "pruned"):
         both = math.sqrt(math.prod(text[name] for text in by_text.values()))
         assert report[f"{name}_perplexity"] == pytest.approx(both)
-    dense, pruned = (f"{by_text['selection'][name]:.4f}" for name in ("dense", "pruned"))
+        error = f"{report[f'{name}_perplexity_standard_error']:.4f}"
+        assert f"{name} perplexity {report[f'{name}_perplexity']:.4f} ± {error} (" in out.replace(
+            "  ", " "
+        )
+    of_selection = by_text["selection"]
+    dense, pruned = (
+        f"{of_selection[name]:.4f} ± {of_selection[f'{name}_standard_error']:.4f}"
+        for name in ("dense", "pruned")
+    )
     assert f"  of embedded, split selection: dense {dense}, pruned {pruned}" in out.splitlines()
 
 
@@ -389,7 +399,7 @@ def test_run_prune_warns_of_special_tokens(prune_small, tiny_llama_dir, tmp_path
 
 
 def test_validate_asks_no_hub_and_writes_nothing(prune_small, tmp_path):
-    out, _ = prune_small(validate=True, corpus="c4", eval_corpus="wikitext2")
+    out, _ = prune_small(validate=True, out=None, corpus="c4", eval_corpus="wikitext2")
     hub, other, plan, *_, valid = out.splitlines()
     assert hub == "corpus 'c4', split 'train' comes from the Hugging Face hub: not checked"
     assert other.startswith("corpus 'wikitext2', split 'test' ")
@@ -412,7 +422,12 @@ def test_validate_asks_no_hub_and_writes_nothing(prune_small, tmp_path):
             "metric file '/dev/zero': '/dev/zero' is no regular file: not re",
         ),
         ({"recipe": "fats"}, "recipe 'fats' cannot be read: No such file or directory; give best,"),
-        ({"verify": "x"}, "--verify must stand alone: leave out --model, --metric and --out"),
+        ({"verify": "x"}, "--verify must stand alone: leave out all other options"),
+        ({"evaluate": "x"}, "--evaluate only measures: with it go --revision, --dtype, "),
+        ({"resume": True, "out": None}, "--resume needs the unfinished folder: give --resume DIR"),
+        ({"out": None}, "--out is required: name a new folder for the result"),
+        ({"statistics": "none.pth"}, "statistics must be a folder to keep them in, or a .pth file"),
+        ({"revision": "main"}, "revision must be left out for a model that is here, got 'main'"),
     ],
     ids=str,
 )

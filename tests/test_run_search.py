@@ -24,7 +24,9 @@ from prunevolve.pruning.stream import Texts
 from prunevolve.search import command as run_search
 from prunevolve.search.breeding.product import factors_of
 from prunevolve.search.breeding.variation import read_seeds
+from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import resolve
+from prunevolve.search.finalists import ROLES
 from prunevolve.search.population import read_state
 from prunevolve.search.run_folder import RunFolder
 
@@ -291,11 +293,55 @@ def test_status_of_a_killed_run_says_how_to_resume_and_counts_its_journal(finish
     (run / "summary.json").unlink()
     (run / ".lock").touch()  # as a killed process leaves it
     out, _ = call("--status", run)
-    assert out.startswith(f"{run}: stopped; resume with python run_search.py --resume {run}, as of")
+    way_on = f"resume with python run_search.py --resume {run}, as of"
+    assert out.startswith(f"{run}: stopped while running; {way_on}")
     assert "\ncandidates: 16/16\nlast improvement at candidate " in out
     with closing(RunFolder.open_(run)):
         told = json.loads(call("--json", "--status", run)[0])
     assert (told["state"], told["candidates"]) == ("running", 16)
+    (run / "status.json").unlink()
+    _, err = call("--status", run, code=4)
+    assert err == f"error: {run} has no status before its first candidate: look later\n"
+
+
+def test_finalists_that_were_measured_before_an_interrupt_are_not_measured_again(
+    finished, tmp_path, monkeypatch, call
+):
+    true, measured = Evaluator.losses, []
+    at = 2 * (1 + len(BASELINES)) + 3  # the fourth of the finalists' losses
+
+    def losses(self, *wanted):
+        if len(measured) == at:
+            raise KeyboardInterrupt
+        measured.append(wanted)
+        return true(self, *wanted)
+
+    monkeypatch.setattr(Evaluator, "losses", losses)
+    run = tmp_path / "run"
+    settings = [f"--set={one}" for one in SMALL]
+    call("--out", run, *settings, code=3)
+    *_, (_, role, last) = measured
+    assert role in ROLES and last.metric not in [x.criterion.metric for x in BASELINES.values()]
+    out, _ = call("--status", run)
+    way_on = f"resume with python run_search.py --resume {run}, as of"
+    assert out.startswith(f"{run}: stopped while measuring finalists; {way_on}")
+    with (run / "losses.jsonl").open("ab") as file:
+        file.write(b'[0, "selection", "mul(W')  # as a kill leaves it
+    before, measured, at = measured, [], None
+    call("--resume", run)
+    assert not {*before} & {*measured}
+    assert len(before) + len(measured) == len(lines_of(finished / "losses.jsonl"))
+    for name in ("journal.jsonl", "best_metric.json", "hall_of_fame.csv"):
+        assert (run / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_losses_that_are_damaged_are_refused_with_their_line(finished, tmp_path, call):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "summary.json").unlink()
+    lines = (run / "losses.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "losses.jsonl").write_bytes(b"".join([lines[0], lines[1][5:], *lines[2:]]))
+    _, err = call("--resume", run, code=4)
+    assert err.startswith(f"error: {run / 'losses.jsonl'} line 2 is damaged: remove the line and")
 
 
 def test_tensorboard_gets_every_value_of_a_status(tmp_path):
@@ -421,8 +467,10 @@ def test_refused_resume_leaves_the_config_as_it_was(finished, tmp_path, call):
 
 def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, call):
     few = [*SMALL, "search.candidates=1", "search.seeds=['sub(exp(W), exp(W))']"]
-    out, _ = call("--out", tmp_path / "run", *(f"--set={setting}" for setting in few), code=5)
-    assert "error: no candidate was evaluated to the end; breed more: " in out
+    _, err = call("--out", tmp_path / "run", *(f"--set={setting}" for setting in few), code=5)
+    assert err.startswith("error: no candidate was evaluated to the end; breed more: ")
+    out, _ = call("--status", tmp_path / "run")
+    assert out.startswith(f"{tmp_path / 'run'}: nothing evaluated; resume with ")
 
 
 def test_extended_primitives_collect_their_statistics_and_breed_from_them(tmp_path):

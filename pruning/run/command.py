@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from prunevolve.command_line import PRUNE
 from prunevolve.evaluation import zero_shot
-from prunevolve.evaluation.perplexity import losses_of, perplexity
+from prunevolve.evaluation.perplexity import losses_of, perplexity, perplexity_error
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject, finite
@@ -229,16 +229,20 @@ def _found(run: Run, evaluation: Windows, dtype: str, warnings: Sequence[str]) -
 def _measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> JsonObject:
     """Return what a report says of perplexity, from each window's mean NLL by name.
 
-    A perplexity that is not finite is None.
+    Behind each is its standard error. What is not finite is None.
     """
 
     def of(part: Tensor) -> JsonObject:
-        return {name: finite(perplexity(values[part])) for name, values in losses.items()}
+        found: JsonObject = {}
+        for name, values in losses.items():
+            found[name] = finite(perplexity(values[part]))
+            found[f"{name}_standard_error"] = finite(perplexity_error(values[part]))
+        return found
 
     kinds = torch.tensor(windows.kinds)
     by_text = []
     for kind, part in enumerate(windows.parts):
-        shown = {name.removesuffix("_perplexity"): x for name, x in of(kinds == kind).items()}
+        shown = {name.replace("_perplexity", ""): x for name, x in of(kinds == kind).items()}
         by_text.append({"corpus": part["corpus"], "split": part["split"], **shown})
     place = {**windows.provenance, "dtype": dtype}
     return {**of(kinds >= 0), "perplexity_of": place, "by_text": by_text}

@@ -69,13 +69,14 @@ class Job:
 
 
 def make_job(request: Request, resume: bool) -> Job:
-    """Check a request and plan it without reading any weight."""
-    for name in ("model", "out", "metric"):
+    """Check a request, which needs no `out` for that, and plan it without reading any weight."""
+    for name in ("model", "metric"):
         if not getattr(request, name):
-            raise ValueError(
-                f"--{name} is required: give --model, --metric and --out, --recipe and --out, or "
-                "--verify or --evaluate"
-            )
+            raise ValueError(f"--{name} is required: give it or a --recipe that has it")
+    kept = Path(request.statistics or "")
+    if kept.is_file() != (kept.suffix == ".pth"):
+        rule = "a folder to keep them in, or a .pth file that is there"
+        raise ValueError(f"statistics must be {rule}; got {str(kept)!r}")
     criterion, found_on = resolve_metric(str(request.metric))
     recipe = recipe_of(request, criterion, own_masks=request.metric == SPARSEGPT)
     model = resolve(request, recipe.has_gradients)
@@ -92,8 +93,9 @@ def make_job(request: Request, resume: bool) -> Job:
     calibration = request.samples if "calibration" in texts else 0
     whole = bool(request.tasks)
     plan = plan_pruning(model, recipe, calibration, sum(evaluated), request.max_memory, whole)
-    out = Path(str(request.out))
-    check_output_folder(out, plan.disk, resume)
+    out = Path(request.out or "")
+    if request.out:
+        check_output_folder(out, plan.disk, resume)
     with on_stderr().status("reading the list of zero-shot tasks"):
         check_tasks(request.tasks)
     found = [f"plan: the metric was found on {found_on}"] if found_on else []

@@ -281,9 +281,10 @@ def measured_lines(measured: JsonObject) -> list[str]:
     place = f"{_place(measured['perplexity_of'])}, {measured['perplexity_of']['dtype']}"
     names = [name for name in measured if name.endswith("perplexity")]
     width = max(map(len, names))
-    lines = [f"{x.replace('_', ' '):{width}} {_number(measured[x])} ({place})" for x in names]
+    lines = [f"{x.replace('_', ' '):{width}} {_number(measured, x)} ({place})" for x in names]
     for text in measured["by_text"] if len(measured["by_text"]) > 1 else []:
-        values = [f"{x} {_number(text[x])}" for x in text if x not in ("corpus", "split")]
+        named = [name for name in ("perplexity", "dense", "pruned") if name in text]
+        values = [f"{name} {_number(text, name)}" for name in named]
         corpus = Path(text["corpus"]).name
         lines.append(f"  of {corpus}, split {text['split']}: {', '.join(values)}")
     return lines + zero_shot.lines(measured)
@@ -296,8 +297,10 @@ def _place(provenance: JsonObject) -> str:
     return f"{' + '.join(corpora)}, {words.format_map(provenance)}"
 
 
-def _number(perplexity: float | None) -> str:
-    return "not finite" if perplexity is None else f"{perplexity:.4f}"
+def _number(measured: JsonObject, name: str) -> str:
+    perplexity, error = measured[name], measured.get(f"{name}_standard_error")
+    shown = "not finite" if perplexity is None else f"{perplexity:.4f}"
+    return shown if error is None else f"{shown} ± {error:.4f}"
 
 
 def kept_statistics(path: Path, identity: JsonObject, store: Store) -> Offload:

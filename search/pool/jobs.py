@@ -92,7 +92,7 @@ class Jobs:
 
     Attributes:
         arrivals: Outcomes of candidates that nobody has taken yet.
-        count: Called at each result of a job without a candidate.
+        take: Called with each result of a job without a candidate, and with its call.
     """
 
     def __init__(self, baseline: Call) -> None:
@@ -104,7 +104,7 @@ class Jobs:
         self._in_a_row = 0
         self._is_judged = False  # whether a baseline waits or is being evaluated
         self.arrivals: deque[Arrival] = deque()
-        self.count: Callable[[], object] = lambda: None
+        self.take: Callable[[Call, object], object] = lambda call, result: None
 
     def add(self, call: Call, candidate: Candidate | None = None) -> Job:
         """Add a job at the end of the queue."""
@@ -189,4 +189,4 @@ class Jobs:
                 raise ValueError(f"{failed}: {result.reason}")
             raise CallError(f"{failed}: {job.reason(result)}", result.trace)
         else:
-            self.count()
+            self.take(job.call, result)

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from prunevolve.command_line import check_interrupt
 from prunevolve.pruning.baselines import BASELINES
-from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.jobs import Arrival, Jobs
 from prunevolve.search.pool.worker import Call
 from prunevolve.search.pool.workers import Backend, Workers
-from prunevolve.search.records import Candidate
+from prunevolve.search.records import Candidate, Losses, Wanted
 from prunevolve.search.scale import Scale
 
 _BACKWARD = 6
@@ -31,6 +30,8 @@ class Pool:
         experiment: What they are built from.
         clock: Seconds since any fixed time.
         say: Called with a line to show to the user.
+        known: Losses that were measured before, which are not measured again.
+        keep: Called with any others as soon as they are measured.
 
     Attributes:
         workers: The workers, and their faults.
@@ -42,9 +43,14 @@ class Pool:
         experiment: Experiment,
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], None] = lambda line: None,
+        known: Mapping[Wanted, Losses] | None = None,
+        keep: Callable[[Wanted, Losses], object] = lambda wanted, losses: None,
     ) -> None:
         self._backend, self._experiment = backend, experiment
+        self._losses, self._keep = dict(known or {}), keep
+        self._count: Callable[[], object] = lambda: None
         self._jobs = Jobs(self._evaluation(Candidate(-1, BASELINES["wanda"].criterion)))
+        self._jobs.take = self._take
         self.workers = Workers(backend, self._jobs, experiment.config.ray, clock, say)
 
     def submit(self, candidate: Candidate) -> None:
@@ -62,12 +68,8 @@ class Pool:
         self._turn(0.0 if arrivals else _STEP_SECONDS)
         return arrivals.popleft() if arrivals else None
 
-    def losses(
-        self, wanted: Sequence[tuple[int, str, Criterion | None]]
-    ) -> list[list[float] | None]:
-        """Return each window's mean NLL in nats per token, for tasks, texts and criteria.
-
-        Without a criterion, the dense model's; None where one cannot prune the model.
+    def losses(self, wanted: Sequence[Wanted]) -> list[Losses]:
+        """Return the losses of all that is wanted; what is known is not measured again.
 
         Raises:
             ValueError: If a value is wrong; one line.
@@ -75,8 +77,11 @@ class Pool:
             PoolError: As in `next_outcome`.
         """
         subject_of = self._experiment.subject_of
-        calls = [Call("losses", one, self._cost(subject_of[one[0]], one[1])) for one in wanted]
-        return cast("list[list[float] | None]", self._results(calls))
+        new = [one for one in dict.fromkeys(wanted) if one not in self._losses]
+        for _ in range(len(wanted) - len(new)):
+            self._count()
+        self._results(Call("losses", one, self._cost(subject_of[one[0]], one[1])) for one in new)
+        return [self._losses[one] for one in wanted]
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:
         """Return a model's statistics, by `X/layer`; raises as `losses` does."""
@@ -99,12 +104,12 @@ class Pool:
 
     @contextmanager
     def counting(self, count: Callable[[], object]) -> Iterator[None]:
-        """Call a function for each result of `losses` inside the context."""
-        before, self._jobs.count = self._jobs.count, count
+        """Call a function for each of what `losses` returns inside the context."""
+        before, self._count = self._count, count
         try:
             yield
         finally:
-            self._jobs.count = before
+            self._count = before
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -118,6 +123,14 @@ class Pool:
         while not all(job.done for job in jobs):
             self._turn(_STEP_SECONDS)
         return [job.result for job in jobs]
+
+    def _take(self, call: Call, result: object) -> None:
+        """Keep losses as soon as they arrive."""
+        if call.method == "losses":
+            wanted, losses = cast("Wanted", call.arguments), cast("Losses", result)
+            self._losses[wanted] = losses
+            self._keep(wanted, losses)
+        self._count()
 
     def _evaluation(self, candidate: Candidate) -> Call:
         return Call("evaluate", (candidate,), float(len(self._experiment.tasks)))

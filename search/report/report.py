@@ -229,9 +229,9 @@ def path_table(path: Sequence[JsonObject]) -> Table:
         for step in sorted(path, key=lambda step: -step["factors"])
     ]
     about = (
-        "What it has on both texts without one factor after the other. Of all finalists with few "
-        "factors, the shortest within one standard error of their best is chosen; the error is "
-        "that between windows and that between models."
+        "Each row leaves out one more factor. Of all finalists with few factors, the shortest is "
+        "chosen that is behind the best of them by no more than the standard error of that, "
+        "between windows and between models."
     )
     columns = ("candidate", "factors", "fitness", "selection", "vs best", LEFT_OUT)
     return Table("Fewer factors", about, columns, rows)

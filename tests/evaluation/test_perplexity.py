@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from toy_models import FAMILIES, TOKENS, toy_model, toy_windows
 
-from prunevolve.evaluation.perplexity import perplexity, window_losses
+from prunevolve.evaluation.perplexity import perplexity, perplexity_error, window_losses
 from prunevolve.pruning import embed_and_head, store
 from prunevolve.pruning.store import ResidentStore
 
@@ -50,6 +50,13 @@ def test_as_many_windows_pass_at_a_time_as_their_tokens_allow(family, monkeypatc
 def test_perplexity_is_exp_of_the_mean_loss_not_the_mean_of_perplexities():
     # Losses ln 2 and ln 8 have the mean ln 4; the mean of 2 and 8 would be 5.
     assert perplexity(torch.tensor([math.log(2), math.log(8)]).double()) == pytest.approx(4)
+
+
+def test_error_of_a_perplexity_is_that_of_the_mean_loss_times_the_perplexity():
+    # Of 1, 2 and 3 the mean is 2 and the standard deviation 1.
+    losses = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    assert perplexity_error(losses) == pytest.approx(math.exp(2) / math.sqrt(3))
+    assert perplexity_error(losses[:1]) is None
 
 
 def test_perplexity_is_infinite_only_where_it_overflows():

@@ -15,6 +15,15 @@ from prunevolve.search.run_folder import RunFolder
 WINNER = "mul(W, add(G, sqr(W)))"
 CONFIG = schema.load(None, ["tasks=[{sparsity: 0.6}, {pattern: 2:4}]", "search.seed=7"])
 
+STATUS = {
+    "outcomes": {"evaluated": 28, "stopped": 0, "failed": 2},
+    "per_hour": 3600.0,
+    "workers": {"ready": 2, "busy": 1, "starting": 0},
+    "faults": {"lost": 3},
+    "trouble": "lost: it ended",
+    "best": {"metric": "mul(W, X)", "group": "row", "fitness": 0.9},
+}
+
 
 def records_of(count: int) -> list[Record]:
     """Return a journal in which each candidate descends from the two before it; the last wins."""

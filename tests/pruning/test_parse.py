@@ -72,9 +72,20 @@ def test_resolve_metric_takes_a_row_of_a_runs_hall_of_fame_by_its_name(tmp_path)
     assert "is no known name or file" in refusal(resolve_metric, f"{tmp_path}:7-1")
 
 
-def test_resolve_metric_offers_a_near_name():
-    message = refusal(resolve_metric, "wnada")
-    assert message.startswith("metric 'wnada' is no known name or file: did you mean wanda? or ")
+@pytest.mark.parametrize(("given", "near"), [("wnada", "wanda"), ("sparse-gpt", "sparsegpt")])
+def test_resolve_metric_offers_a_near_name(given, near):
+    message = refusal(resolve_metric, given)
+    assert message.startswith(
+        f"metric {given!r} is no known name or file: did you mean {near}? or "
+    )
+    assert f", {near}, " in message
+
+
+def test_resolve_metric_says_what_a_folder_lacks(tmp_path):
+    expected = (
+        f"metric {str(tmp_path)!r} is a folder without best_metric.json, which a run has once"
+    )
+    assert refusal(resolve_metric, str(tmp_path)).startswith(expected)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+import torch
 from refusals import refusal
 from toy_setup import ROLES, small
 
@@ -14,6 +15,7 @@ from prunevolve.pruning.models import load_config
 from prunevolve.search.experiment import Experiment, resolve
 
 OTHER = "{corpus: embedded, split: '%s', windows: 3, length: 32}"
+GPUS = torch.cuda.device_count()
 LIMIT = load_config("embedded").max_position_embeddings
 
 
@@ -79,7 +81,8 @@ def test_read_texts_cuts_each_models_windows_with_its_own_tokenizer(tiny_llama_d
     assert of_embedded.provenance["text_sha256"] == of_bytes.provenance["text_sha256"]
 
 
-def test_experiment_builds_a_worker_elsewhere():
+def test_experiment_builds_a_worker_elsewhere(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     experiment = tiny("ray.gpus_per_worker=0.5").read_texts()
     again = pickle.loads(pickle.dumps(experiment))
     assert (again.config, again.tasks, again.device) == (
@@ -163,8 +166,13 @@ LONG = f"{{corpus: embedded, split: report, windows: 2, length: {LIMIT + 1}}}"
             "search.terminals must be of W, G, X, V, B, H, D, I, M, each once and W among "
             "them, got W, x",
         ),
+        ("search.stages=[64]", "search.stages must begin with at most the 32 windows of fitness, "),
+        ("ray.gpus_per_worker=99", f"ray.gpus_per_worker must be at most the {GPUS} GPUs of this "),
         ("search.seeds=[wandaa]", "metric 'wandaa' is no known name or file: did you mean "),
-        ("tasks=[{}, {pattern: '4:2'}]", "pattern must be unstructured or n:m with 0 < n < m <= "),
+        (
+            "tasks=[{}, {pattern: '4:1025'}]",
+            "pattern must be unstructured or n:m with 0 < n < m <= ",
+        ),
         ("tasks=[{}, {pattern: '3:7'}]", "pattern must divide the inputs of every layer, "),
         ("tasks=[{}, {model: nowhere}]", "model 'nowhere' is no folder: give embedded, "),
         (f"tasks=[{{}}, {{report: {LONG}}}]", "report.length must be at most the model's "),

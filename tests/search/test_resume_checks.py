@@ -1,6 +1,7 @@
 """A run that is continued is the same experiment: config, models, texts and code."""
 
 from functools import partial
+from platform import python_version
 from shutil import copytree, ignore_patterns
 
 import pytest
@@ -60,6 +61,18 @@ def test_models_texts_and_code_that_changed_are_refused_by_name(folder, what):
     message = refused(check_identity, folder, identity(EXPERIMENT))
     assert message.startswith(f"{what} is ")
     assert "but was 'x' when the run in" in message
+
+
+def test_texts_of_another_python_are_refused_with_both_versions(folder):
+    known = {"python": "3.99.1", "identity": identity(EXPERIMENT) | {"tokens of texts": ["x"]}}
+    folder.write_json("environment.json", known)
+    message = refused(check_identity, folder, identity(EXPERIMENT))
+    versions = (
+        f" began on Python 3.99.1, this is {python_version()}: restore it, or start a new run"
+    )
+    assert message.startswith("tokens of texts is ") and message.endswith(versions)
+    folder.write_json("environment.json", known | {"python": python_version()})
+    assert "Python" not in refused(check_identity, folder, identity(EXPERIMENT))
 
 
 @pytest.mark.parametrize(

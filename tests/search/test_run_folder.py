@@ -64,9 +64,10 @@ def test_create_takes_an_empty_folder_and_refuses_all_else(tmp_path):
         assert names(path) == set()
     path = tmp_path / "notes.txt"
     path.write_text("mine")
-    assert refused(RunFolder.create, tmp_path) == (
-        f"--out {tmp_path} is not an empty folder: name another, or --resume {tmp_path}"
-    )
+    expected = f"--out {tmp_path} is not an empty folder: name another"
+    assert refused(RunFolder.create, tmp_path) == expected
+    (tmp_path / "config.yaml").touch()
+    assert refused(RunFolder.create, tmp_path) == f"{expected}, or --resume {tmp_path}"
     assert refused(RunFolder.create, path).startswith(f"--out {path} is not an empty folder")
     below = path / "run"
     assert refused(RunFolder.create, below) == f"--out {below} cannot be created: Not a directory"

@@ -54,10 +54,10 @@ def test_verdict_on_tasks_that_differ_is_that_of_the_worst_and_names_them():
     [
         (
             [1.0, 0.9, None, 0.95, 0.8, 0.9],
-            "candidate 5 of 6; the last third lowered the fitness by 0.1000",
+            "candidate 4, of 0 to 5; the last third lowered the fitness by 0.1000",
         ),
-        ([1.0, 0.7, 0.8], "candidate 2 of 3; the last third lowered the fitness by 0.0000"),
-        ([None, None, 0.9], "candidate 3 of 3"),
+        ([1.0, 0.7, 0.8], "candidate 1, of 0 to 2; the last third lowered the fitness by 0.0000"),
+        ([None, None, 0.9], "candidate 2, of 0 to 2"),
     ],
 )
 def test_convergence_names_the_last_improvement_and_what_the_last_third_brought(fitness, line):
