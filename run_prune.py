@@ -73,42 +73,53 @@ def prune_model(
     given = {name: value for name, value in asked.items() if value not in (None, [])}
     out = str(asked["out"] or folder or "")
 
-    def work() -> JsonObject:
-        if verify and (given or recipe or evaluate or resume or validate):
-            raise ValueError("--verify must stand alone: leave out all other options")
-        if folder and (not resume or asked["out"]):
-            raise ValueError(f"unexpected argument {str(folder)!r}: options begin with --")
-        if resume and not out:
-            raise ValueError("--resume needs the unfinished folder: give --resume DIR")
-        goes = [name for name in Measurement.model_fields if name != "model"]
-        if evaluate and (recipe or resume or validate or not given.keys() <= {*goes}):
-            known = ", --".join(goes).replace("_", "-")
-            raise ValueError(f"--evaluate only measures: with it go --{known}")
-        # A mistake is told before torch is imported.
-        checked = _measuring(evaluate, given) if evaluate else make(Request, given, "options")
-        with on_stderr().status("loading torch and transformers"):
-            from prunevolve.pruning.run import command, job, result
-        if verify:
-            return command.verify(verify)
-        if evaluate:
-            return command.evaluate(checked)
-        if resume and out and not recipe and "model" not in given:
-            if given.keys() <= {*MACHINE} and (told := command.finished(Path(out))):
-                return told
-            wanted = over(given, result.Run.read(Path(out)).options)
-        else:
-            wanted = _with_recipe(given, recipe)
-        made = job.make_job(make(Request, wanted | {"out": out}, "options"), resume)
-        if not out and not validate:
-            raise ValueError("--out is required: name a new folder for the result")
-        return command.validate(made) if validate else command.apply(made)
-
+    if verify and (given or recipe or evaluate or resume or validate):
+        raise ValueError("--verify must stand alone: leave out all other options")
+    if folder and (not resume or asked["out"]):
+        raise ValueError(f"unexpected argument {str(folder)!r}: options begin with --")
+    if resume and not out:
+        raise ValueError("--resume needs the unfinished folder: give --resume DIR")
+    goes = [name for name in Measurement.model_fields if name != "model"]
+    if evaluate and (recipe or resume or validate or not given.keys() <= {*goes}):
+        known = ", --".join(goes).replace("_", "-")
+        raise ValueError(f"--evaluate only measures: with it go --{known}")
+    # A mistake is told before torch is imported.
+    checked = _measuring(evaluate, given) if evaluate else make(Request, given, "options")
     try:
-        return command_line.outcome(command_line.DONE, **work())
+        with on_stderr().status("loading torch and transformers"):
+            from prunevolve.pruning.run import command
+        if verify:
+            done = command.verify(verify)
+        elif evaluate:
+            done = command.evaluate(checked)
+        else:
+            done = _prune(given, out, recipe, resume, validate)
+        return command_line.outcome(command_line.DONE, **done)
     except KeyboardInterrupt:
         return command_line.interrupted(f"interrupted; {_way_on(out)}")
     except (MemoryError, RuntimeError) as error:  # of an allocator, a device, CUDA
         return command_line.failed(command_line.INTERRUPTED, f"{_cause(error)}, and {_way_on(out)}")
+
+
+def _prune(
+    given: JsonObject, out: str, recipe: str | None, resume: bool, validate: bool
+) -> JsonObject:
+    """Begin a pruning, go on with one, or only check it."""
+    from prunevolve.pruning.run import command, job, result
+
+    if resume and not recipe and "model" not in given:
+        if given.keys() <= {*MACHINE} and (done := command.finished(Path(out))):
+            return done
+        wanted = over(given, result.Run.read(Path(out)).options)
+    else:
+        wanted = over(given, read_recipe(recipe, given.get("pattern"))) if recipe else given
+    if "metric" not in wanted:
+        wanted = read_recipe("fast", wanted.get("pattern")) | wanted
+        print(f"note: no --metric given: --recipe fast, {WHY_FAST}", file=sys.stderr)
+    made = job.make_job(make(Request, wanted | {"out": out}, "options"), resume)
+    if not out and not validate:
+        raise ValueError("--out is required: name a new folder for the result")
+    return command.validate(made) if validate else command.apply(made)
 
 
 def _cause(error: Exception) -> str:
@@ -120,15 +131,6 @@ def _way_on(out: str) -> str:
     if out and Path(out).is_dir() and any(Path(out).iterdir()):
         return f"continue with {command_line.PRUNE} --resume {shlex.quote(out)}"
     return "run the same command again"
-
-
-def _with_recipe(given: JsonObject, recipe: str | None) -> JsonObject:
-    """Return options over those of a recipe; where there is no metric, that of `fast`."""
-    wanted = over(given, read_recipe(recipe, given.get("pattern"))) if recipe else given
-    if "metric" not in wanted:
-        wanted = read_recipe("fast", wanted.get("pattern")) | wanted
-        print(f"note: no --metric given: --recipe fast, {WHY_FAST}", file=sys.stderr)
-    return wanted
 
 
 def _measuring(model: str, given: JsonObject) -> Measurement:
