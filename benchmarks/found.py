@@ -25,8 +25,9 @@ from prunevolve import Criterion, collect_statistics, load_model, load_tokenizer
 from prunevolve.evaluation.perplexity import perplexity, window_losses
 from prunevolve.evaluation.windows import Text, cut_all, share_windows
 from prunevolve.pruning.baselines import FOUND, PUBLISHED
-from prunevolve.pruning.masks import GROUPS, DegenerateScores
+from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.models import EMBEDDED
+from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import ResidentStore
 

@@ -31,7 +31,6 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "update": ("--update", "sparsegpt"),
     "reconstruct": ("--update", "reconstruct"),
     "owl": ("--allocation", "owl"),
-    "swaps": ("--refine", "swaps"),
 }
 """Options beside the metric, in each metric's own group."""
 

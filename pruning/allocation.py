@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from prunevolve.pruning.baselines import ALLOCATIONS, NAMED
 from prunevolve.pruning.json_file import read_object
@@ -14,8 +15,8 @@ from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.ranking import Score, count
 
-Shapes = Mapping[str, Mapping[str, tuple[int, int]]]
-"""(out_features, in_features) of each layer, by block and layer."""
+Layers = Mapping[str, Mapping[str, nn.Linear]]
+"""The layers by block and name; only their shapes are looked at."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Allocation:
     Attributes:
         metric: The metric whose scores, on the dense model, the rule looks at; None for none. It
             then gets those of all layers, and no block can be pruned before all are scored.
-        shares: Maps the layers' shapes, the function that computes a layer's scores by that metric,
+        shares: Maps the layers, the function that computes a layer's scores by that metric,
             and the target to the fraction that each layer loses, in [0, 1).
     """
 
     metric: Metric | None
-    shares: Callable[[Shapes, Score, Target], Mapping[str, float]]
+    shares: Callable[[Layers, Score, Target], Mapping[str, float]]
 
 
 # As in OWL's experiments on LLaMA at 70%.
@@ -81,9 +82,9 @@ def _from_file(argument: str, target: Target) -> Allocation:
             f"allocation {argument!r} is for {json.dumps(made_for)}, not {json.dumps(wanted)}"
         )
 
-    def of_model(shapes: Shapes, score: Score, target: Target) -> Mapping[str, float]:
-        layers = {layer for of_block in shapes.values() for layer in of_block}
-        if different := sorted(layers ^ shares.keys()):
+    def of_model(layers: Layers, score: Score, target: Target) -> Mapping[str, float]:
+        names = {layer for of_block in layers.values() for layer in of_block}
+        if different := sorted(names ^ shares.keys()):
             where = "the file" if different[0] in shares else "the model"
             raise ValueError(
                 f"allocation {argument!r} is another model's: only {where} has {different[0]}"
@@ -93,7 +94,7 @@ def _from_file(argument: str, target: Target) -> Allocation:
     return Allocation(None, of_model)
 
 
-def by_outliers(shapes: Shapes, score: Score, target: Target) -> dict[str, float]:
+def by_outliers(layers: Layers, score: Score, target: Target) -> dict[str, float]:
     """Return each layer's fraction by the outliers of its block.
 
     OWL (Yin et al., 2024, arXiv:2310.05175, Section 3.3): the share of scores above M times their
@@ -101,20 +102,19 @@ def by_outliers(shapes: Shapes, score: Score, target: Target) -> dict[str, float
     the lowest. The sparsity is the mean over all weights, not that over the blocks as in OWL.
 
     Args:
-        shapes: Of each layer's weight, by block and layer.
         score: Computes a layer's Wanda scores.
     """
-    sizes = {layer: math.prod(s) for layers in shapes.values() for layer, s in layers.items()}
+    sizes = {x: y.weight.numel() for of_block in layers.values() for x, y in of_block.items()}
     outliers: dict[str, float] = {}
-    for layers in shapes.values():
-        size = sum(sizes[layer] for layer in layers)
-        total = math.fsum(score(layer).sum(dtype=torch.float64).item() for layer in layers)
-        above = sum(count(score(layer) > _M * (total / size)) for layer in layers)
-        outliers |= dict.fromkeys(layers, above / size)
+    for of_block in layers.values():
+        size = sum(sizes[layer] for layer in of_block)
+        total = math.fsum(score(layer).sum(dtype=torch.float64).item() for layer in of_block)
+        above = sum(count(score(layer) > _M * (total / size)) for layer in of_block)
+        outliers |= dict.fromkeys(of_block, above / size)
     low, high = min(outliers.values()), max(outliers.values())
     scale = 2 * _LAMBDA / (high - low) if high > low else 0.0
     wanted = {layer: -scale * share for layer, share in outliers.items()}
-    return whole_counts(shifted(wanted, sizes, target.sparsity), shapes, target)
+    return whole_counts(shifted(wanted, sizes, target.sparsity), layers, target)
 
 
 def shifted(
@@ -131,7 +131,7 @@ def shifted(
 
 
 def whole_counts(
-    fractions: Mapping[str, float], shapes: Shapes, target: Target
+    fractions: Mapping[str, float], layers: Layers, target: Target
 ) -> dict[str, float]:
     """Return fractions that stand for whole numbers of weights.
 
@@ -139,8 +139,9 @@ def whole_counts(
     less than one weight of each row of the last.
     """
     owed, whole = 0.0, {}
-    for layers in shapes.values():
-        for layer, (rows, columns) in layers.items():
+    for of_block in layers.values():
+        for layer, module in of_block.items():
+            rows, columns = module.out_features, module.in_features
             places, each = (columns, rows) if target.group.within_rows else (rows * columns, 1)
             owed += fractions[layer] * rows * columns
             removed = min(places - 1, int(owed / each + 1e-9))

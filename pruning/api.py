@@ -14,8 +14,8 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import linear_layers, load_model, load_tokenizer
 from prunevolve.pruning.parse import DEFAULT_GROUP, read_metric
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.progress import Progress, unwatched
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run.job import recipe_of
 from prunevolve.pruning.run.options import Method, MethodArguments, make, over, read_recipe
 from prunevolve.pruning.run.verify import LayerCount
@@ -112,7 +112,7 @@ def prune(
             windows in a one-shot pruning.
         on_progress: Called with the stage, the blocks done and the blocks in all.
         options: The command line's options about the method, by name and with its defaults:
-            `sparsity`, `pattern`, `group`, `propagation`, `update`, `allocation`, `refine`, `seed`.
+            `sparsity`, `pattern`, `group`, `propagation`, `update`, `allocation`, `seed`.
 
     Returns:
         The zeros of each layer.
@@ -135,10 +135,10 @@ def prune(
     pruner.prune(
         ResidentStore(model),
         asked,
-        Texts(torch.zeros(0, 2, dtype=torch.int64) if windows is None else windows),
-        statistics=statistics.to_tensors() if statistics else None,
+        Texts(windows),
+        statistics={**statistics} if statistics else None,
         on_progress=on_progress,
-        tell=found.__setitem__,
+        record=found.__setitem__,
     )
     target, shares = asked.target, found.get("shares", {})
     layers = tuple(
@@ -169,20 +169,18 @@ def _asked(
 
 def _has(statistics: Statistics | None, terminal: str, model: PreTrainedModel) -> bool:
     """Whether statistics have a terminal of every layer; raises ValueError for another model's."""
-    by_layer, by_terminal = (
-        statistics.terminal(terminal) if statistics else {},
-        TERMINALS[terminal].shape,
-    )
+    found, by_terminal = statistics or Statistics(), TERMINALS[terminal].shape
     layers = linear_layers(model)
     for name, layer in layers.items():
         shape = (layer.out_features, layer.in_features)
         expected = tuple(size if ours else 1 for size, ours in zip(shape, by_terminal, strict=True))
-        if name in by_layer and (got := tuple(by_layer[name].shape)) != expected:
+        key = f"{terminal}/{name}"
+        if key in found and (got := tuple(found[key].shape)) != expected:
             raise ValueError(
                 f"statistics must be this model's: {terminal} of {name} must be {expected}, "
                 f"got {got}"
             )
-    return layers.keys() <= by_layer.keys()
+    return all(f"{terminal}/{name}" in found for name in layers)
 
 
 def _check(model: PreTrainedModel, windows: Tensor | None) -> None:

@@ -53,6 +53,12 @@ def read_tensor(path: Path, name: str) -> Tensor:
     return tensor
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device; a GPU fetches it while the host goes on."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor  # else the host copies first
+    return pinned.to(device, non_blocking=True)
+
+
 def files_beside(folder: Path) -> list[Path]:
     """Return a model's configs and the files of its tokenizer."""
     return sorted({path for glob in _BESIDE for path in folder.glob(glob) if path.is_file()})

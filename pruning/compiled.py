@@ -18,9 +18,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_INFINITY = np.float32(np.inf)
 _FIRST_KEY, _LAST_KEY = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
-_INFINITE_KEY = np.int32(0x7F800000)
 
 _BLOCK = 4096  # scores that fit the nearest cache; a multiple of 8
 _UNROLLED = 16  # longest row whose scores are all compared with each other
@@ -28,18 +26,17 @@ _UNROLLED = 16  # longest row whose scores are all compared with each other
 _KEPT = not sys.dont_write_bytecode and os.access(Path(__file__).parent, os.W_OK)
 
 
-def compiled(function: Function, fastmath: bool | set[str] = False) -> Function:
+def compiled(function: Function) -> Function:
     """Compile a loop; it runs without the interpreter's lock."""
-    return cast(Function, numba.njit(function, nogil=True, cache=_KEPT, fastmath=fastmath))
+    return cast(Function, numba.njit(function, nogil=True, cache=_KEPT))
 
 
-def mark_lowest_of_rows(scores: Array, removed: int, mask: Array) -> bool:
-    """Mark so many of each row, (rows, columns); return whether all scores are finite."""
+def mark_lowest_of_rows(scores: Array, removed: int, mask: Array) -> None:
+    """Mark so many of each row, (rows, columns)."""
     if scores.shape[1] > _UNROLLED:
-        return _mark_long_rows(scores.view(np.int32), removed, mask)
-    if finite := _are_finite(scores.reshape(-1)):
+        _mark_long_rows(scores.view(np.int32), removed, mask)
+    else:
         _marker_of_rows(scores.shape[1])(scores.reshape(-1), removed, mask.reshape(-1))
-    return finite
 
 
 @cache
@@ -62,22 +59,19 @@ def _marker_of_rows(columns: int) -> Callable[[Array, int, Array], None]:
 
 
 @compiled
-def _mark_long_rows(bits: Array, removed: int, mask: Array) -> bool:
+def _mark_long_rows(bits: Array, removed: int, mask: Array) -> None:
     keys = np.empty(bits.shape[1], np.int32)
     for row in range(len(bits)):
         lowest, highest = _keys(bits[row], keys)
-        if lowest <= -_INFINITE_KEY or highest >= _INFINITE_KEY:
-            return False
         bound, spared = _bound(keys, removed, lowest, highest)
         _mark(keys, bound, spared, mask[row])
-    return True
 
 
 @compiled
 def _keys(bits: Array, keys: Array) -> tuple[np.int32, np.int32]:
     """Write keys that are ordered as the floats of these bits; return the lowest and the highest.
 
-    Both zeros have one key, and a NaN's is beyond the infinity's of its sign.
+    Both zeros have one key.
     """
     lowest, highest = _LAST_KEY, _FIRST_KEY
     for i in range(len(keys)):
@@ -124,16 +118,8 @@ def _mark(values: Array, highest: np.generic, spared: int, mask: Array) -> None:
 
 
 @compiled
-def _are_finite(scores: Array) -> bool:
-    others = np.int32(0)
-    for i in range(len(scores)):
-        others = np.int32(others + (not abs(scores[i]) < _INFINITY))
-    return bool(others == 0)
-
-
-@compiled
 def mark_up_to(scores: Array, threshold: np.float32, ties: int, mask: Array) -> int:
-    """Mark finite scores, (n,), up to a threshold, but `ties` of those equal; return ties left."""
+    """Mark scores, (n,), up to a threshold, but `ties` of those equal; return ties left."""
     for start in range(0, len(scores), _BLOCK):
         block = scores[start : start + _BLOCK]
         equal = np.int32(0)
@@ -147,17 +133,12 @@ def mark_up_to(scores: Array, threshold: np.float32, ties: int, mask: Array) -> 
 
 @compiled
 def scores_between(scores: Array, low: np.float32, high: np.float32) -> tuple[int, Array]:
-    """Return how many of scores, (n,), are at or below `low`, and those strictly between the two.
-
-    The number is -1 if a score is not finite.
-    """
+    """Return how many scores, (n,), are at or below `low`, and those strictly between the two."""
     found = np.empty(len(scores), np.float32)
     marks = np.empty(_BLOCK, np.bool_)
     up_to_low = inside = 0
     for start in range(0, len(scores), _BLOCK):
         block = scores[start : start + _BLOCK]
-        if not _are_finite(block):
-            return -1, found
         up_to_low += int(_count_up_to(block, low))
         for i in range(len(block)):
             marks[i] = (block[i] > low) & (block[i] < high)

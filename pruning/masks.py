@@ -11,9 +11,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from prunevolve.pruning import ranking
-from prunevolve.pruning.ranking import DegenerateScores as DegenerateScores  # for callers
-from prunevolve.pruning.ranking import Score, check_sparsity, lowest_of_rows, up_to
+from prunevolve.pruning.ranking import (
+    Score,
+    check_sparsity,
+    count,
+    lowest_of_rows,
+    model_threshold,
+    up_to,
+)
 
 CROWDED = 0.9
 """Fraction of zeros above which a layer is warned about: its output depends on few weights."""
@@ -43,9 +48,7 @@ class Group(Protocol):
     def mask(self, scores: Tensor, fraction: float) -> Tensor:
         """Return one layer's mask from its scores, both (out_features, in_features); high is kept.
 
-        Raises:
-            ValueError: If the fraction is outside [0, 1).
-            DegenerateScores: If a score is not finite.
+        The scores are finite. Raises ValueError if the fraction is outside [0, 1).
         """
 
     def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
@@ -58,7 +61,7 @@ class Group(Protocol):
         """
         return ((name, self.mask(score(name), part)) for name, part in fractions.items())
 
-    def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
+    def is_met(self, weight_zeros: Tensor, fraction: float) -> bool:
         """Whether one layer's zeros, (out, in), include all that the group requires of it."""
 
     def check_layer(self, name: str, in_features: int) -> None:
@@ -77,7 +80,7 @@ class Row(Group):
         check_sparsity(fraction)
         return lowest_of_rows(scores, int(scores.shape[1] * fraction))
 
-    def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
+    def is_met(self, weight_zeros: Tensor, fraction: float) -> bool:
         return _each_row_has(weight_zeros, int(weight_zeros.shape[1] * fraction))
 
 
@@ -90,11 +93,11 @@ class Layer(Group):
     def mask(self, scores: Tensor, fraction: float) -> Tensor:
         if scores.numel() <= _CACHED:
             return Row().mask(scores.reshape(1, -1), fraction).reshape(scores.shape)
-        threshold, ties = ranking.model_threshold(lambda name: scores, {"": fraction})
+        threshold, ties = model_threshold(lambda name: scores, {"": fraction})
         return up_to(scores, threshold, ties)[0]
 
-    def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
-        return ranking.count(weight_zeros) >= int(weight_zeros.numel() * fraction)
+    def is_met(self, weight_zeros: Tensor, fraction: float) -> bool:
+        return count(weight_zeros) >= int(weight_zeros.numel() * fraction)
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,10 @@ class Model(Layer):
     whole_model = True
 
     def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
-        threshold, ties = ranking.model_threshold(score, fractions)
+        threshold, ties = model_threshold(score, fractions)
         return _up_to(score, fractions, threshold, ties)
 
-    def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
+    def is_met(self, weight_zeros: Tensor, fraction: float) -> bool:
         return True
 
 
@@ -142,7 +145,7 @@ class NOfM(Group):
         groups = scores.reshape(-1, self.length)
         return lowest_of_rows(groups, self.length - self.kept).reshape(scores.shape)
 
-    def owes(self, weight_zeros: Tensor, fraction: float) -> bool:
+    def is_met(self, weight_zeros: Tensor, fraction: float) -> bool:
         if weight_zeros.shape[1] % self.length:
             return False
         return _each_row_has(weight_zeros.reshape(-1, self.length), self.length - self.kept)
@@ -159,13 +162,8 @@ def _each_row_has(zeros: Tensor, least: int) -> bool:
     return bool((zeros.cpu().numpy().sum(1) >= least).all())  # torch is far slower on the CPU
 
 
-_UNSTRUCTURED: tuple[Group, ...] = (
-    Row(),
-    Layer(),
-    Model(),
-)
-GROUPS = tuple(group.name for group in _UNSTRUCTURED)
-"""Names of the groups for unstructured sparsity."""
+GROUPS: dict[str, Group] = {group.name: group for group in (Row(), Layer(), Model())}
+"""The groups for unstructured sparsity by name."""
 
 
 @dataclass(frozen=True)
@@ -194,14 +192,10 @@ class Target:
 
 
 def group_of(name: str) -> Group:
-    """Return the group for unstructured sparsity of a name; `parse_pattern` reads the others.
-
-    Raises:
-        ValueError: If the name is not one of `GROUPS`.
-    """
-    if name not in GROUPS:
+    """Return the group for unstructured sparsity of a name; raises ValueError if there is none."""
+    if name not in [*GROUPS]:  # a file may say what cannot be hashed
         raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {name!r}")
-    return _UNSTRUCTURED[GROUPS.index(name)]
+    return GROUPS[name]
 
 
 def parse_pattern(text: str) -> NOfM | None:

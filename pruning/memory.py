@@ -15,17 +15,15 @@ import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import nn
 
-from prunevolve.pruning.embed_and_head import HEAD_TOKENS
 from prunevolve.pruning.models import (
     DTYPES,
     UnloadedModel,
     decoder_blocks,
-    layers_of_block,
+    layers_by_block,
     outside_blocks,
 )
 from prunevolve.pruning.operators import MATRIX
-from prunevolve.pruning.passes import Pass, passes_of
-from prunevolve.pruning.recipe import Recipe
+from prunevolve.pruning.passes import Pass, Recipe, passes_of
 from prunevolve.pruning.statistics import (
     DEVICE_CHUNK,
     GRAM,
@@ -33,6 +31,7 @@ from prunevolve.pruning.statistics import (
     TERMINALS,
     sums_size,
 )
+from prunevolve.pruning.stream import HEAD_TOKENS
 
 LIBRARIES = int(0.6 * 2**30)
 """What Python, torch and transformers hold before a model is opened."""
@@ -196,7 +195,7 @@ def put_aside(
 
 def _layers(model: UnloadedModel) -> list[list[nn.Linear]]:
     """Return the prunable layers of each block."""
-    return [list(layers_of_block(*x).values()) for x in decoder_blocks(model.shapes).items()]
+    return [list(layers.values()) for layers in layers_by_block(model.shapes).values()]
 
 
 def _block_sizes(model: UnloadedModel) -> list[int]:

@@ -271,16 +271,21 @@ def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {f"{path}.{i}": block for i, block in enumerate(blocks)}
 
 
+def layers_by_block(model: PreTrainedModel) -> dict[str, dict[str, nn.Linear]]:
+    """Return the prunable layers, the linear ones in decoder blocks, by block and qualified name.
+
+    Blocks and layers are in order.
+    """
+    return {
+        name: {x: y for x, y in block.named_modules(prefix=name) if isinstance(y, nn.Linear)}
+        for name, block in decoder_blocks(model).items()
+    }
+
+
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Return the prunable layers, the linear ones in decoder blocks, by qualified name in order."""
-    blocks = decoder_blocks(model).items()
-    return {name: layer for block in blocks for name, layer in layers_of_block(*block).items()}
-
-
-def layers_of_block(name: str, block: nn.Module) -> dict[str, nn.Linear]:
-    """Return one decoder block's prunable layers by qualified name, in order."""
-    modules = block.named_modules(prefix=name)
-    return {inner: module for inner, module in modules if isinstance(module, nn.Linear)}
+    """Return the prunable layers of all blocks by qualified name, in order."""
+    of_blocks = layers_by_block(model).values()
+    return {name: layer for of_block in of_blocks for name, layer in of_block.items()}
 
 
 def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:

@@ -1,98 +1,150 @@
-"""The passes over a model's decoder blocks that a recipe takes; `pruning.pruner` runs them.
+"""What is asked of a pruning, and the passes over the decoder blocks that it takes.
 
-One block is open at a time. In a pass windows of text go through the dense block, forward or, as
-gradients, backward; then the block is pruned and written; then windows go through what it has
-become.
+A recipe is a metric with the methods around it: an allocation says how much each layer loses, an
+update and a training change the weights that stay. A new pruning method is a new value of one of
+these. `pruning.pruner` runs the passes, one block open at a time: windows of text go through the
+dense block, forward or, as gradients, backward; then the block is pruned and written; then windows
+go through what it has become.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-from prunevolve.pruning.recipe import Recipe
-from prunevolve.pruning.statistics import need_backward
+from torch import Tensor
+
+from prunevolve.pruning.allocation import Allocation
+from prunevolve.pruning.masks import Target
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.reconstruct import Training
+from prunevolve.pruning.statistics import GRAM, STATISTICS, need_backward, need_forward
+
+Removal = Tensor | float
+"""A layer's mask, True where a weight goes, or the fraction that goes if an update chooses."""
+
+Update = Callable[[Tensor, Removal, Tensor], tuple[Tensor, int]]
+"""Maps a dense weight, (out_features, in_features), what goes of it and the Gram matrix of its
+inputs behind pruned blocks to the weight that is saved, and how many times the matrix's damping
+grew; the dense weight is not written to."""
 
 
 @dataclass(frozen=True)
-class Advance:
-    """The windows of a stream pass the block.
+class Recipe:
+    """What to remove, by which score, and what to do with the rest.
 
-    Attributes:
-        stream: `dense` and `pruned` are measured at the end, `calibration` goes behind pruned
-            blocks, and `targets` are its windows behind dense ones.
+    Raises ValueError if the metric cannot rank weights, or not as the propagation needs it.
     """
 
+    metric: Metric
+    target: Target
+    # `one-shot` scores by statistics of the dense model; `sequential` takes those of a block's
+    # inputs from windows that passed the pruned blocks before it, as the Pruner-Zero release does
+    # for X.
+    propagation: str = "one-shot"
+    allocation: Allocation | None = None  # None for the same fraction of each, or by the threshold
+    update: Update | None = None  # changes the weights that stay; None: they keep their bits
+    own_masks: bool = False  # whether the update chooses what goes
+    training: Training | None = None  # changes the weights once a whole block is pruned
+
+    def __post_init__(self) -> None:
+        self.metric.check_scores_weights()
+        if self.sequential and self.target.group.whole_model:
+            raise ValueError(
+                "propagation must be one-shot with group model, whose threshold needs every "
+                "layer's scores before the first is pruned; got 'sequential'"
+            )
+
+    @property
+    def sequential(self) -> bool:
+        """Whether a block's scores see what the pruned blocks before it make of the windows."""
+        return self.propagation == "sequential"
+
+    @property
+    def dense_terminals(self) -> frozenset[str]:
+        """The statistics of the dense model that are needed."""
+        terminals = frozenset() if self.own_masks else self.metric.terminals & STATISTICS
+        if self.sequential:
+            terminals -= need_forward(terminals)
+        if self.allocation and self.allocation.metric:
+            terminals |= self.allocation.metric.terminals & STATISTICS
+        return terminals
+
+    @property
+    def pruned_terminals(self) -> frozenset[str]:
+        """The statistics that are needed of inputs that passed the pruned blocks before."""
+        scored = need_forward(self.metric.terminals & STATISTICS)
+        terminals = scored if self.sequential and not self.own_masks else frozenset()
+        return terminals | {GRAM} if self.update else terminals
+
+    @property
+    def follows(self) -> bool:
+        """Whether the calibration windows pass the pruned blocks."""
+        return bool(self.pruned_terminals or self.training)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a pass goes backward: for statistics, or to train what stays."""
+        return bool(need_backward(self.dense_terminals) or self.training)
+
+    @property
+    def needs_all_scores(self) -> bool:
+        """Whether no mask can be made before all layers have scores."""
+        by_allocation = self.allocation is not None and self.allocation.metric is not None
+        return self.target.group.whole_model or by_allocation
+
+    @property
+    def waits(self) -> bool:
+        """Whether a block is pruned in a later pass than its statistics are complete in."""
+        return self.needs_all_scores or self.sequential or self.follows
+
+
+class Step(NamedTuple):
+    """What the windows of one stream do at each block."""
+
+    # `dense` and `pruned` are measured at the end, `calibration` makes statistics and goes behind
+    # pruned blocks, `targets` are its windows behind dense ones.
     stream: str
-
-    def __str__(self) -> str:
-        words = {"calibration": "calibration windows move on", "targets": "targets of the training"}
-        return words.get(self.stream, f"{self.stream} perplexity")
-
-
-@dataclass(frozen=True)
-class Collect:
-    """The calibration windows enter the block, and statistics of its inputs are added up.
-
-    Attributes:
-        terminals: The statistics.
-        behind: Whether the blocks before it are pruned; the windows then wait until it is, too.
-    """
-
-    terminals: frozenset[str]
-    behind: bool = False
-    stream = "calibration"
-
-    def __str__(self) -> str:
-        where = " behind pruned blocks" if self.behind else ""
-        return f"{_joined(self.terminals) or 'inputs'} of the calibration windows{where}"
-
-
-@dataclass(frozen=True)
-class Differentiate:
-    """The calibration windows' gradients go back through the block, and are added up."""
-
-    terminals: frozenset[str]
-    stream = "calibration"
-
-    def __str__(self) -> str:
-        return f"{_joined(self.terminals)} of the calibration windows"
-
-
-Step = Advance | Collect | Differentiate
+    words: str
+    terminals: frozenset[str] = frozenset()  # the statistics that are added up on the way
+    # `forward`: outputs enter the next block; `wait`: not before the block is pruned; `backward`:
+    # gradients go from the outputs to the inputs.
+    way: Literal["forward", "wait", "backward"] = "forward"
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One walk over the blocks.
+    """One walk over the blocks."""
 
-    Attributes:
-        name: `forward`, `backward`, `threshold`, `prune` or `measure`.
-        dense: What happens at each block while it is dense.
-        prunes: What then makes it pruned, in words; nothing if it stays as it is.
-        pruned: What happens at the pruned block.
-        keeps_inputs: Whether every block's inputs are kept, for the backward pass after it.
-    """
-
-    name: str
-    dense: tuple[Step, ...] = ()
-    prunes: tuple[str, ...] = ()
-    pruned: tuple[Advance, ...] = ()
-    keeps_inputs: bool = False
+    name: str  # `forward`, `backward`, `threshold`, `prune` or `measure`
+    dense: tuple[Step, ...] = ()  # at each block while it is dense
+    prunes: tuple[str, ...] = ()  # what then makes it pruned, in words
+    pruned: tuple[Step, ...] = ()  # at the pruned block
+    keeps_inputs: bool = False  # whether all inputs are kept, for the backward pass after it
 
     @property
     def enters(self) -> tuple[str, ...]:
         """The streams that enter the first block; gradients come from the last."""
         steps = (*self.dense, *self.pruned)
-        return tuple(dict.fromkeys(x.stream for x in steps if not isinstance(x, Differentiate)))
+        return tuple(dict.fromkeys(step.stream for step in steps if step.way != "backward"))
 
     @property
     def terminals(self) -> frozenset[str]:
         """The statistics that are added up."""
-        return frozenset().union(*(x.terminals for x in self.dense if not isinstance(x, Advance)))
+        return frozenset().union(*(step.terminals for step in self.dense))
 
     def __str__(self) -> str:
         if self.name == "threshold":
             return "threshold: scores of all layers"
-        done = [*map(str, self.dense), *self.prunes, *map(str, self.pruned)]
-        return f"{self.name}: {', '.join(done)}" + ("; keeps inputs" if self.keeps_inputs else "")
+        before, after = ([step.words for step in steps] for steps in (self.dense, self.pruned))
+        done = ", ".join([*before, *self.prunes, *after])
+        return f"{self.name}: {done}" + ("; keeps inputs" if self.keeps_inputs else "")
+
+
+def collecting(terminals: frozenset[str]) -> list[Pass]:
+    """Return the passes that collect statistics of the dense model."""
+    gradients = need_backward(terminals)
+    passes = [Pass("forward", (_of_inputs(terminals - gradients),), keeps_inputs=bool(gradients))]
+    return [*passes, Pass("backward", (_of_gradients(gradients),))] if gradients else passes
 
 
 def passes_of(recipe: Recipe, missing: frozenset[str]) -> tuple[Pass, ...]:
@@ -103,28 +155,49 @@ def passes_of(recipe: Recipe, missing: frozenset[str]) -> tuple[Pass, ...]:
     """
     gradients = need_backward(missing)
     inputs = missing - gradients
-    waits = recipe.needs_all_scores or recipe.sequential or recipe.follows
     collects_first = bool(gradients) or (bool(inputs) and recipe.needs_all_scores | recipe.follows)
     passes = []
+    dense = [_perplexity("dense")]
     if collects_first:
-        dense: list[Step] = [Advance("dense"), Collect(inputs)]
-        passes.append(Pass("forward", tuple(dense), keeps_inputs=bool(gradients)))
+        steps = (*dense, _of_inputs(inputs))
+        passes.append(Pass("forward", steps, keeps_inputs=bool(gradients)))
+        dense = []
     if gradients:
-        on_the_way = () if waits else _pruning(recipe)
-        passes.append(Pass("backward", (Differentiate(gradients),), on_the_way))
+        on_the_way = () if recipe.waits else _pruning(recipe)
+        passes.append(Pass("backward", (_of_gradients(gradients),), on_the_way))
     if recipe.needs_all_scores:
         passes.append(Pass("threshold"))
-    if gradients and not waits:
-        return (*passes, Pass("measure", pruned=(Advance("pruned"),)))
-    dense = [] if collects_first else [Advance("dense")]
+    pruned = [_perplexity("pruned")]
+    if gradients and not recipe.waits:
+        return (*passes, Pass("measure", pruned=tuple(pruned)))
     if recipe.training:
-        dense.append(Advance("targets"))
+        dense.append(Step("targets", "targets of the training"))
     if recipe.follows:
-        dense.append(Collect(recipe.pruned_terminals, behind=True))
+        dense.append(_of_inputs(recipe.pruned_terminals, " behind pruned blocks", "wait"))
+        pruned.append(Step("calibration", "calibration windows move on"))
     elif inputs and not collects_first:
-        dense.append(Collect(inputs))
-    pruned = [Advance("pruned"), *([Advance("calibration")] if recipe.follows else [])]
+        dense.append(_of_inputs(inputs))
     return (*passes, Pass("prune", tuple(dense), _pruning(recipe), tuple(pruned)))
+
+
+def _perplexity(stream: str) -> Step:
+    return Step(stream, f"{stream} perplexity")
+
+
+def _of_inputs(
+    terminals: frozenset[str], where: str = "", way: Literal["forward", "wait"] = "forward"
+) -> Step:
+    words = f"{_joined(terminals) or 'inputs'} of the calibration windows{where}"
+    return Step("calibration", words, terminals, way)
+
+
+def _of_gradients(terminals: frozenset[str]) -> Step:
+    words = f"{_joined(terminals)} of the calibration windows"
+    return Step("calibration", words, terminals, "backward")
+
+
+def _joined(terminals: Iterable[str]) -> str:
+    return ", ".join(sorted(terminals))
 
 
 def _pruning(recipe: Recipe) -> tuple[str, ...]:
@@ -132,13 +205,8 @@ def _pruning(recipe: Recipe) -> tuple[str, ...]:
     words = {
         "score": not recipe.own_masks,
         "select": True,
-        "refine": recipe.refine,
         "update": recipe.update,
         "train": recipe.training,
         "write": True,
     }
     return tuple(word for word, is_done in words.items() if is_done)
-
-
-def _joined(terminals: frozenset[str]) -> str:
-    return ", ".join(sorted(terminals))

@@ -29,6 +29,23 @@ class DegenerateScores(ValueError):
     """Scores that no mask can be made from: not finite, or constant."""
 
 
+def check_extremes(metric: str, layer: str, low: float, high: float) -> None:
+    """Check that a layer's scores by a metric, by their lowest and highest, can rank its weights.
+
+    The rest of this file takes them to be finite. Raises DegenerateScores, which names the layer.
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DegenerateScores(f"layer {layer}: the scores of '{metric}' are not finite")
+    if low == high:
+        raise DegenerateScores(f"layer {layer}: the scores of '{metric}' are constant")
+
+
+def extremes(scores: Tensor) -> tuple[float, float]:
+    """Return the lowest and the highest score; NaN if there is one."""
+    low, high = torch.stack(torch.aminmax(scores)).tolist()  # one wait for a GPU
+    return low, high
+
+
 def check_sparsity(sparsity: float) -> None:
     """Raise ValueError if a fraction to remove is outside [0, 1)."""
     if not 0 <= sparsity < 1:
@@ -44,32 +61,23 @@ def lowest_of_rows(scores: Tensor, removed: int) -> Tensor:
 
     Returns:
         Boolean mask, (rows, columns), `removed` True in each row; ties go leftmost first.
-
-    Raises:
-        DegenerateScores: If a score is not finite.
     """
     if not _on_cpu(scores):
         return sort_rows(scores, removed)
     mask = np.empty(scores.shape, np.bool_)
-    rows = _flat(scores).reshape(scores.shape)
-    _check_finite(compiled.mark_lowest_of_rows(rows, removed, mask))
+    compiled.mark_lowest_of_rows(_flat(scores).reshape(scores.shape), removed, mask)
     return torch.from_numpy(mask)
 
 
 def strictly_between(scores: Tensor, low: float, high: float) -> tuple[int, Array]:
-    """Return how many scores are at or below `low`, and those strictly between the two, (n,).
-
-    Raises DegenerateScores if a score is not finite.
-    """
+    """Return how many scores are at or below `low`, and those strictly between the two, (n,)."""
     if not _on_cpu(scores):
         return search_between(scores, low, high)
-    up_to_low, inside = compiled.scores_between(_flat(scores), np.float32(low), np.float32(high))
-    _check_finite(up_to_low >= 0)
-    return up_to_low, inside
+    return compiled.scores_between(_flat(scores), np.float32(low), np.float32(high))
 
 
 def up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
-    """Mark finite scores below a threshold and the first `ties` equal to it; return ties left."""
+    """Mark scores below a threshold and the first `ties` equal to it; return ties left."""
     if not _on_cpu(scores):
         return compare_up_to(scores, threshold, ties)
     mask = np.empty(scores.numel(), np.bool_)
@@ -85,21 +93,14 @@ def _flat(scores: Tensor) -> Array:
     return scores.float().numpy().reshape(-1)
 
 
-def _check_finite(finite: bool) -> None:
-    if not finite:
-        raise DegenerateScores("scores must be finite, got a NaN or an infinity")
-
-
 def sort_rows(scores: Tensor, removed: int) -> Tensor:
     """Do `lowest_of_rows` in torch."""
-    _check_finite(all(map(math.isfinite, extremes(scores))))
     lowest = scores.sort(dim=1, stable=True).indices[:, :removed]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, lowest, True)
 
 
 def search_between(scores: Tensor, low: float, high: float) -> tuple[int, Array]:
     """Do `strictly_between` in torch."""
-    _check_finite(all(map(math.isfinite, extremes(scores))))
     inside = scores[(scores > low) & (scores < high)]
     return int((scores <= low).sum()), inside.float().cpu().numpy()
 
@@ -109,12 +110,6 @@ def compare_up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, 
     equal = torch.nonzero(scores.flatten() == threshold).flatten()
     mask = (scores < threshold).flatten().index_fill_(0, equal[:ties], True)
     return mask.reshape(scores.shape), max(0, ties - len(equal))
-
-
-def extremes(scores: Tensor) -> tuple[float, float]:
-    """Return the lowest and the highest score; NaN if there is one."""
-    low, high = torch.stack(torch.aminmax(scores)).tolist()  # one wait for a GPU
-    return low, high
 
 
 def count(mask: Tensor) -> int:
@@ -130,9 +125,7 @@ def model_threshold(score: Score, fractions: Mapping[str, float]) -> tuple[float
         fractions: Layer name, perhaps empty, to fraction; together they give the number of scores
             that go, each weighted by its layer's size.
 
-    Raises:
-        ValueError: If a fraction is outside [0, 1), or a layer's scores are not finite
-            (`DegenerateScores`, which names the layer).
+    Raises ValueError if a fraction is outside [0, 1).
     """
     sample, sizes = _sample(score, fractions)
     total = sum(sizes.values())
@@ -140,7 +133,6 @@ def model_threshold(score: Score, fractions: Mapping[str, float]) -> tuple[float
     if len(different := set(fractions.values())) == 1:
         removed = int(total * different.pop())
     if removed == 0:
-        _look_through(score, fractions, -math.inf, -math.inf)  # for what it refuses
         return -math.inf, 0
     size = len(sample) - 2
     margin = 3 / size**0.5  # six standard errors of the sample's median
@@ -182,15 +174,10 @@ def _sample(score: Score, fractions: Mapping[str, float]) -> tuple[Array, dict[s
 
 
 def _look_through(score: Score, names: Iterable[str], low: float, high: float) -> tuple[int, Array]:
-    """Do for all layers what `strictly_between` does for one; an error names the layer."""
+    """Do for all layers what `strictly_between` does for one."""
     up_to_low, inside = 0, [np.empty(0, np.float32)]
     for name in names:
-        scores = score(name)
-        try:
-            in_layer, between = strictly_between(scores, low, high)
-        except DegenerateScores as error:
-            raise DegenerateScores(f"layer {name}: {error}" if name else str(error)) from error
-        del scores  # before the next layer's are computed
+        in_layer, between = strictly_between(score(name), low, high)
         up_to_low += in_layer
         inside.append(between)
     return up_to_low, np.concatenate(inside)

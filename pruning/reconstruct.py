@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Examples:
     """What one block is trained on.
 
     Attributes:
@@ -52,14 +52,14 @@ Gemma-3-270M then gets worse (docs/LOG.md)."""
 
 
 Training = Callable[
-    [str, nn.Module, Mapping[str, Tensor], Lesson], tuple[dict[str, Tensor], Errors]
+    [str, nn.Module, Mapping[str, Tensor], Examples], tuple[dict[str, Tensor], Errors]
 ]
 """Maps a block's name, the block, its layers' new weights and what it is trained on to the weights
 that are saved, whose zeros are the same, and the errors on the way."""
 
 
 def reconstruct(
-    block: str, module: nn.Module, weights: Mapping[str, Tensor], lesson: Lesson, seed: int = 0
+    block: str, module: nn.Module, weights: Mapping[str, Tensor], examples: Examples, seed: int = 0
 ) -> tuple[dict[str, Tensor], Errors]:
     """Return the weights of a block's layers, fp32, zero where the given ones are, and errors.
 
@@ -67,17 +67,17 @@ def reconstruct(
         block: The block's name.
         module: The block, in the dtype of the passes; it is not changed.
         weights: The pruned weights of its layers, by name.
-        lesson: The windows; with fewer than two nothing is trained.
+        examples: The windows; with fewer than two nothing is trained.
         seed: Of the windows that are held back, and of the order of the others.
     """
     device = next(module.parameters()).device
     parameters = {name: f"{name.removeprefix(f'{block}.')}.weight" for name in weights}
     trained = {parameters[name]: weights[name].to(device, torch.float32) for name in weights}
     errors = {}
-    if lesson.windows > 1:
+    if examples.windows > 1:
         for part, names in groupby(parameters.values(), lambda name: name.split(".")[0]):
             order = random.Random(f"{seed} {block}")
-            changed, errors[part] = _train(module, trained, list(names), lesson, order)
+            changed, errors[part] = _train(module, trained, list(names), examples, order)
             trained |= changed
     return {name: trained[parameters[name]] for name in weights}, errors
 
@@ -86,7 +86,7 @@ def _train(
     module: nn.Module,
     weights: Mapping[str, Tensor],
     names: Sequence[str],
-    lesson: Lesson,
+    examples: Examples,
     order: random.Random,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Return some of a module's parameters, trained, and their errors."""
@@ -96,30 +96,30 @@ def _train(
 
     def error(changed: Mapping[str, Tensor], window: int) -> Tensor:
         replaced = others | {name: weight.to(dtype) for name, weight in changed.items()}
-        output = lesson.run(
+        output = examples.run(
             lambda *arguments, **keywords: functional_call(module, replaced, arguments, keywords),
-            lesson.input(window),
+            examples.input(window),
         )
-        target = lesson.target(window).float().flatten(0, -2)  # (tokens, channels)
+        target = examples.target(window).float().flatten(0, -2)  # (tokens, channels)
         variance = target.var(0, correction=0)
         scale = variance + _LEAST_VARIANCE * variance.mean()
         return ((output.float().flatten(0, -2) - target).square().mean(0) / scale).mean()
 
     @torch.no_grad()
     def mean_error(changed: Mapping[str, Tensor]) -> float:
-        return fmean(float(error(changed, window)) for window in held)
+        return fmean(float(error(changed, window)) for window in held_back)
 
     stays = {name: weight != 0 for name, weight in kept.items()}
     free = {name: weight.clone().requires_grad_() for name, weight in kept.items()}
     adam = torch.optim.Adam([{"params": [free[n]], "lr": _rate(w)} for n, w in kept.items()])
-    windows = order.sample(range(lesson.windows), lesson.windows)
-    held = windows[::HELD_BACK]
-    taught = [window for window in windows if window not in held]
-    schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, EPOCHS * len(taught))
+    windows = order.sample(range(examples.windows), examples.windows)
+    held_back = windows[::HELD_BACK]
+    trained_on = [window for window in windows if window not in held_back]
+    schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, EPOCHS * len(trained_on))
     errors = [mean_error(kept)]
     for _ in range(EPOCHS):
-        order.shuffle(taught)
-        for window in taught:
+        order.shuffle(trained_on)
+        for window in trained_on:
             with torch.enable_grad():
                 changed = {name: weight * stays[name] for name, weight in free.items()}
                 gradients = torch.autograd.grad(error(changed, window), list(free.values()))

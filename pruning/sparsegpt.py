@@ -1,20 +1,21 @@
 """SparseGPT: remove weights column by column, and let those to the right make up for them.
 
-Frantar and Alistarh, 2023, arXiv:2301.00774, Algorithm 1. The squared error of a layer's outputs on
-the calibration inputs has the inputs' Gram matrix as its Hessian. What the removal of a weight does
-to its row's output, the weights to the right of it undo as far as they can.
+Frantar and Alistarh, 2023, arXiv:2301.00774, Algorithm 1, with its names. The squared error of a
+layer's outputs on the calibration inputs has the inputs' Gram matrix as its Hessian. What the
+removal of a weight does to its row's output, the weights to the right undo as far as they can.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from prunevolve.pruning.masks import DegenerateScores, NOfM
-from prunevolve.pruning.ranking import lowest_of_rows
+from prunevolve.pruning.masks import NOfM
+from prunevolve.pruning.ranking import DegenerateScores, extremes, lowest_of_rows
 from prunevolve.pruning.statistics import damped_factor
 
-WIDTH = 128
+BLOCKSIZE = 128
 """Columns in a block: its mask is chosen at once, and the columns behind it change at its end."""
 
 Choose = Callable[[Tensor, int], Tensor]
@@ -57,7 +58,9 @@ def compensate(
     return solve(weight, gram, choose_lowest(removal))
 
 
-def solve(weight: Tensor, gram: Tensor, choose: Choose, width: int = WIDTH) -> tuple[Tensor, int]:
+def solve(
+    weight: Tensor, gram: Tensor, choose: Choose, blocksize: int = BLOCKSIZE
+) -> tuple[Tensor, int]:
     """Return a layer's weight, fp32, some of it zero and the rest changed to make up for that.
 
     Beside it is how many times the damping of the Gram matrix grew tenfold.
@@ -66,38 +69,41 @@ def solve(weight: Tensor, gram: Tensor, choose: Choose, width: int = WIDTH) -> t
         weight: Dense, (out_features, in_features), any dtype.
         gram: Gram matrix of the inputs, (in_features, in_features), fp32, whose device is used.
         choose: Called for some columns at a time, with all changes so far.
-        width: How many columns that is.
+        blocksize: How many columns that is.
 
     Raises:
-        DegenerateScores: If the Gram matrix has no Cholesky factor.
+        DegenerateScores: If a weight is not finite, or the Gram matrix has no Cholesky factor.
     """
-    # One column of the weight is a row here, and lies together in memory.
-    left = weight.to(gram.device, torch.float32).T.clone(memory_format=torch.contiguous_format)
-    # Of the inverse, U^T U with U upper triangular: row j of U says how the columns from j on
-    # answer to a change of column j. From the flipped matrix, whose factor is that of U's inverse.
+    # The paper's W turned: one column of the weight is a row here, and lies together in memory.
+    W = weight.to(gram.device, torch.float32).T.clone(memory_format=torch.contiguous_format)
+    # The inverse of the Gram matrix is Hinv^T Hinv with Hinv upper triangular: its row j says how
+    # the columns from j on answer to a change of column j. From the flipped matrix, whose factor is
+    # that of Hinv's inverse.
     lower, grown = damped_factor(gram.flip(0, 1))
     if not torch.isfinite(lower).all():
         raise DegenerateScores("the Gram matrix of its inputs has no factor: try another dtype")
     identity = torch.eye(len(gram), device=gram.device)
-    answers = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-    size = max(width, WIDTH // width * width)
-    for start in range(0, len(left), size):
-        columns = slice(start, min(start + size, len(left)))
-        errors = _solve_block(left[columns], answers[columns, columns], choose, start, width)
-        left[columns.stop :].addmm_(answers[columns, columns.stop :].T, errors, alpha=-1)
-    return left.T.contiguous(), grown
+    Hinv = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    size = max(blocksize, BLOCKSIZE // blocksize * blocksize)
+    for start in range(0, len(W), size):
+        columns = slice(start, min(start + size, len(W)))
+        Err = _solve_block(W[columns], Hinv[columns, columns], choose, start, blocksize)
+        W[columns.stop :].addmm_(Hinv[columns, columns.stop :].T, Err, alpha=-1)
+    return W.T.contiguous(), grown
 
 
-def _solve_block(block: Tensor, answers: Tensor, choose: Choose, start: int, width: int) -> Tensor:
+def _solve_block(W: Tensor, Hinv: Tensor, choose: Choose, start: int, blocksize: int) -> Tensor:
     """Change columns, (columns, out_features), in place; return the errors that others undo."""
-    errors = torch.zeros_like(block)
-    scales = answers.diagonal()[:, None]
-    for first in range(0, len(block), width):
-        part = slice(first, min(first + width, len(block)))
-        cost = (block[part] / scales[part]).square().T.contiguous()
-        mask = choose(cost, start + first).to(block.device).T
+    Err = torch.zeros_like(W)
+    d = Hinv.diagonal()[:, None]
+    for first in range(0, len(W), blocksize):
+        part = slice(first, min(first + blocksize, len(W)))
+        cost = (W[part] / d[part]).square().T.contiguous()
+        if not all(map(math.isfinite, extremes(cost))):
+            raise DegenerateScores("scores must be finite, got a NaN or an infinity")
+        M = choose(cost, start + first).to(W.device).T
         for j in range(part.start, part.stop):
-            errors[j] = torch.where(mask[j - first], block[j] / scales[j], 0)
-            block[j:].addr_(answers[j, j:], errors[j], alpha=-1)
-            block[j].masked_fill_(mask[j - first], 0)  # exactly
-    return errors
+            Err[j] = torch.where(M[j - first], W[j] / d[j], 0)
+            W[j:].addr_(Hinv[j, j:], Err[j], alpha=-1)
+            W[j].masked_fill_(M[j - first], 0)  # exactly
+    return Err

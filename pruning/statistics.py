@@ -219,29 +219,20 @@ def sums_size(layers: Iterable[nn.Linear], terminals: frozenset[str]) -> int:
     return sums + ("H" in terminals) * 2 * 4 * max(x.in_features for x in layers) ** 2
 
 
-class Statistics(dict[str, Mapping[str, Tensor]]):
-    """Statistics by terminal and layer name, of the terminal's shape; in fp32 unless rounded."""
+def of_layer(
+    statistics: Mapping[str, Tensor], layer: str, terminals: Iterable[str] = STATISTICS
+) -> dict[str, Tensor]:
+    """Return one layer's statistics by terminal, those that are there by `X/layer`."""
+    keys = {terminal: f"{terminal}/{layer}" for terminal in sorted(terminals)}
+    return {terminal: statistics[key] for terminal, key in keys.items() if key in statistics}
 
-    def terminal(self, name: str) -> Mapping[str, Tensor]:
-        """Return one terminal's statistics by layer name; empty if it was not collected."""
-        return self.get(name, {})
+
+class Statistics(dict[str, Tensor]):
+    """Statistics by `X/layer`, `G/layer` and so on, of the terminal's shape, fp32."""
 
     def of(self, layer: str) -> dict[str, Tensor]:
         """Return one layer's statistics by terminal, as `Metric.score` takes them."""
-        return {name: self[name][layer] for name in sorted(self) if layer in self[name]}
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Return all statistics by `X/layer`, `G/layer` and so on, for storage and transport."""
-        return {f"{name}/{layer}": t for name in sorted(self) for layer, t in self[name].items()}
-
-    @staticmethod
-    def from_tensors(tensors: Mapping[str, Tensor], device: str = "cpu") -> "Statistics":
-        """Rebuild statistics from `to_tensors` on a device."""
-        by_terminal: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            name, layer = key.split("/", 1)
-            by_terminal.setdefault(name, {})[layer] = tensor.to(device)
-        return Statistics(by_terminal)
+        return of_layer(self, layer)
 
 
 @contextmanager
@@ -273,14 +264,14 @@ def watched(
 
 def statistics_of(
     sums: Mapping[str, dict[str, Tensor]], windows: Tensor, depth: float = 0.0
-) -> Statistics:
-    """Turn sums over windows, (N, T), into statistics; the sums cannot be used afterwards."""
+) -> dict[str, Tensor]:
+    """Turn sums over windows, (N, T), into statistics by `X/layer`; the sums are used up."""
     seen = Seen(len(windows), windows.numel(), depth)
-    statistics: dict[str, dict[str, Tensor]] = {}
-    for layer, totals in sums.items():
-        for x in list(totals):
-            statistics.setdefault(x, {})[layer] = COLLECTED[x].finish(totals.pop(x), seen)
-    return Statistics(statistics)
+    return {
+        f"{terminal}/{layer}": COLLECTED[terminal].finish(totals.pop(terminal), seen)
+        for layer, totals in sums.items()
+        for terminal in list(totals)
+    }
 
 
 def _watch(layer: nn.Linear, sums: Mapping[str, Tensor], hooks: ExitStack) -> None:

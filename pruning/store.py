@@ -9,18 +9,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from prunevolve.pruning.checkpoint import INDEX, Checkpoint, write_tensors
-from prunevolve.pruning.embed_and_head import logits_in_parts
+from prunevolve.pruning.checkpoint import INDEX, Checkpoint, moved, write_tensors
 from prunevolve.pruning.json_file import write_json
 from prunevolve.pruning.models import (
     DTYPES,
-    decoder_blocks,
-    layers_of_block,
-    linear_layers,
+    layers_by_block,
     one_line_errors,
     outside_blocks,
     skeleton,
 )
+from prunevolve.pruning.stream import logits_in_parts
 
 BATCH_TOKENS = 2048
 """Tokens that pass a model in memory at a time, at least one window: few are slow on a GPU."""
@@ -31,8 +29,8 @@ class ResidentStore:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self._blocks, self._layers = decoder_blocks(model), linear_layers(model)
-        self.blocks, self.layers = tuple(self._blocks), _layer_names(self._blocks)
+        self.layers = layers_by_block(model)
+        self.blocks = tuple(self.layers)
         self.written: set[str] = set()
         self.device = torch.device(model.device)  # a walk over the parameters, so only once
 
@@ -42,11 +40,12 @@ class ResidentStore:
 
     def open(self, block: str, then: str | None = None) -> AbstractContextManager[nn.Module]:
         """Return the live block."""
-        return nullcontext(self._blocks[block])
+        return nullcontext(self.model.get_submodule(block))
 
     def dense(self, layer: str) -> Tensor:
         """Return the live weight, dense until its block is written."""
-        return self._layers[layer].weight.detach()
+        weight: Tensor = self.model.get_parameter(f"{layer}.weight")
+        return weight.detach()
 
     open_dense, weight = open, dense
 
@@ -65,7 +64,7 @@ class ResidentStore:
 
     def _replace(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
-            live = self._layers[name].weight
+            live = self.model.get_parameter(f"{name}.weight")
             live.data = weight.to(live, non_blocking=True)
 
     def states(self, windows: Tensor) -> Iterator[Tensor]:
@@ -107,18 +106,21 @@ class FolderStore:
         self.model = skeleton(config, self._dtype)
         buffers = self.model.named_buffers(remove_duplicate=False)
         self._put({name: buffer.to(self.device) for name, buffer in buffers})
-        blocks = decoder_blocks(self.model)
-        self.blocks, self.layers = tuple(blocks), _layer_names(blocks)
+        self.layers = layers_by_block(self.model)
+        self.blocks = tuple(self.layers)
         with one_line_errors(str(checkpoint.place)):
             self._published = checkpoint.published(self.model)
         # Parameters on the meta device by qualified name: of each block, and of the outside.
-        self._meta = {name: dict(blocks[name].named_parameters(prefix=name)) for name in blocks}
+        self._meta = {
+            block: dict(self.model.get_submodule(block).named_parameters(prefix=block))
+            for block in self.blocks
+        }
         self._meta_outside = outside_blocks(self.model)
         self._threads = ThreadPoolExecutor(2)  # one reads ahead, one writes
         self._ahead: dict[str, Future[dict[str, nn.Parameter]]] = {}
         self._writing: Future[None] | None = None
         self.on_shard: Callable[[Path], object] = lambda path: None  # called with finished ones
-        self.written = {name for name in blocks if shards and self.shard(name).exists()}
+        self.written = {x for x in self.blocks if shards and self.shard(x).exists()}
 
     def shard(self, block: str | None) -> Path:
         """Return the file of a block's shard; for None, that of all tensors outside the blocks."""
@@ -235,20 +237,5 @@ Store = ResidentStore | FolderStore
 
 `open` gives a block as it was written, or dense if it was not; `outside` opens embeddings, norms
 and head. Both have the `model`, whose parameters are real only while they are open; the names of
-its `blocks`, in order, and of the prunable `layers` by block; and the blocks `written`.
+its `blocks`, in order; the prunable `layers` by block and name; and the blocks `written`.
 """
-
-
-def all_layers(store: Store) -> list[str]:
-    """Return the names of all prunable layers, in order."""
-    return [name for block in store.blocks for name in store.layers[block]]
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the host on a device; a GPU fetches it while the host goes on."""
-    pinned = tensor.pin_memory() if device.type == "cuda" else tensor  # else the host copies first
-    return pinned.to(device, non_blocking=True)
-
-
-def _layer_names(blocks: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(layers_of_block(name, block)) for name, block in blocks.items()}

@@ -1,36 +1,26 @@
-"""Windows of text on their way through the decoder blocks, and gradients on their way back.
+"""Windows of text on their way through a model: embeddings, decoder blocks, head; gradients back.
 
 A block's inputs and outputs are put aside by window, in memory or on disk, so that only one
 window's activations are held beside a block.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
-from prunevolve.pruning.checkpoint import Offload
-from prunevolve.pruning.embed_and_head import (
-    HEAD_TOKENS,
-    BlockCall,
-    block_inputs,
-    final_states,
-    head_logits,
-    logits_in_parts,
-)
-from prunevolve.pruning.models import layers_of_block
-from prunevolve.pruning.reconstruct import Lesson
-from prunevolve.pruning.statistics import (
-    Statistics,
-    need_backward,
-    need_forward,
-    statistics_of,
-    watched,
-)
-from prunevolve.pruning.store import Store, moved
+from prunevolve.pruning.checkpoint import Offload, moved
+from prunevolve.pruning.reconstruct import Examples
+from prunevolve.pruning.statistics import statistics_of, watched
+
+HEAD_TOKENS = 256
+"""Positions whose logits exist at one time: over a large vocabulary, a whole window's dwarf all."""
 
 Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
 """Called with a stream's name, each window's states that enter the head, (T, hidden_size), and a
@@ -39,97 +29,96 @@ function that makes logits from them."""
 
 @dataclass(frozen=True)
 class Texts:
-    """Windows of text, (N, T) each, and what they are for.
+    """Windows of text, (N, T) each, and what they are for."""
 
-    Attributes:
-        calibration: For the statistics; ignored if none is needed.
-        evaluations: Windows by stream, `dense` and `pruned`, which pass the model before and after
-            pruning.
-        measure: Gets the states of these streams that enter the head.
-    """
-
-    calibration: Tensor
+    calibration: Tensor | None = None  # for the statistics; ignored if none is needed
+    # By stream, `dense` and `pruned`, which pass the model before and after pruning.
     evaluations: Mapping[str, Tensor] = field(default_factory=dict)
-    measure: Measure = lambda name, states, head: None
+    measure: Measure = lambda name, states, head: None  # gets these streams' states at the head
 
-    def by_stream(self, name: str) -> Tensor:
-        """Return the windows of a stream; zero windows if there is no such stream.
+    def by_stream(self, name: str) -> Tensor | None:
+        """Return the windows of a stream; None if it has none.
 
         Those of calibration pass the dense model once more as `targets`, for a training.
         """
-        if name in ("calibration", "targets"):
-            return self.calibration
-        return self.evaluations.get(name, self.calibration[:0])
+        calibrates = name in ("calibration", "targets")
+        windows = self.calibration if calibrates else self.evaluations.get(name)
+        return windows if windows is not None and len(windows) else None
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """All that one decoder block was called with besides the hidden states."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def run(self, block: Callable[..., Any], hidden: Tensor) -> Tensor:
+        """Return the block's output hidden states, (batch, tokens, hidden_size)."""
+        output = block(hidden, *self.arguments, **self.keywords)
+        return output if isinstance(output, Tensor) else output[0]
 
 
 @dataclass
 class Stream:
-    """Windows of text on their way through the blocks.
+    """Windows of text on their way through the blocks."""
 
-    Attributes:
-        name: The stream's name; its keys begin with it.
-        windows: Token ids, (N, T).
-        calls: What each block is called with besides the hidden states.
-        states: Where the hidden states are put aside.
-        kept: Whether every block's inputs stay there, as a backward pass needs them.
-    """
-
-    name: str
-    windows: Tensor
-    calls: list[BlockCall]
-    states: Offload
-    kept: bool = False
+    name: str  # its keys begin with it
+    windows: Tensor  # token ids, (N, T), without padding
+    states: Offload  # where the hidden states are put aside
+    kept: bool = False  # whether every block's inputs stay there, as a backward pass needs them
+    calls: list[BlockCall] = field(default_factory=list)  # of each block
     _coming: tuple[str, Tensor, torch.Event] | None = None  # from the device, and when it is here
 
-    @staticmethod
-    def enter(
-        store: Store, name: str, texts: Texts, states: Offload, kept: bool = False
-    ) -> "Stream":
-        """Run a text's windows through the embeddings; the model's outside must be open."""
-        stream = Stream(name, texts.by_stream(name).to(store.device), [], states, kept)
-        for i, window in enumerate(stream.windows):
-            hidden, calls = block_inputs(store.model, window[None])
-            stream._put(0, i, hidden[0])
-            stream.calls = stream.calls or calls
-        stream._settle()
-        return stream
+    @torch.no_grad()
+    def embed(self, model: PreTrainedModel) -> None:
+        """Run the windows through the embeddings; the model's outside must be open."""
+        with _stubs(model) as stubs:
+            for i, window in enumerate(self.windows):
+                model.base_model(input_ids=window[None], use_cache=False)
+                self._put(0, i, stubs[0].hidden)
+            self.calls = [stub.call for stub in stubs]  # which the windows' length alone decides
+        self._settle()
 
     def input(self, block: int, window: int) -> Tensor:
         """Return the hidden states that enter a block, (1, T, hidden_size)."""
         return moved(self.states[self._key(block, window)], self.windows.device).detach()
 
     @torch.no_grad()
-    def advance(self, block: int, module: nn.Module, moves: bool = True) -> None:
-        """Run a block on all windows; its outputs enter the next one, unless the windows wait."""
-        for i in range(len(self.windows)):
-            output = self.calls[block].run(module, self.input(block, i))
-            if moves:
-                self._put(block + 1, i, output)
-            if moves and not self.kept:
-                del self.states[self._key(block, i)]
-        self._settle()
+    def forward(
+        self,
+        block: int,
+        module: nn.Module,
+        layers: Mapping[str, nn.Linear],
+        terminals: frozenset[str] = frozenset(),
+        waits: bool = False,
+    ) -> dict[str, Tensor]:
+        """Run a block on all windows, and return the statistics of its layers' inputs.
 
-    def collect(
-        self, block: int, name: str, module: nn.Module, terminals: frozenset[str], moves: bool
-    ) -> Statistics:
-        """Run a block on all windows and return the statistics of its inputs.
-
-        Args:
-            name: The block's.
-            moves: Whether its outputs enter the next block.
+        Its outputs enter the next block, unless the windows wait.
         """
-        with watched(layers_of_block(name, module), need_forward(terminals), module) as sums:
-            self.advance(block, module, moves)
+        with watched(layers, terminals, module) as sums:
+            for i in range(len(self.windows)):
+                output = self.calls[block].run(module, self.input(block, i))
+                if not waits:
+                    self._put(block + 1, i, output)
+                    if not self.kept:
+                        del self.states[self._key(block, i)]
+            self._settle()
         return statistics_of(sums, self.windows, depth=block / max(1, len(self.calls) - 1))
 
-    def collect_back(
-        self, block: int, name: str, module: nn.Module, terminals: frozenset[str]
-    ) -> Statistics:
+    def backward(
+        self,
+        block: int,
+        module: nn.Module,
+        layers: Mapping[str, nn.Linear],
+        terminals: frozenset[str],
+    ) -> dict[str, Tensor]:
         """Carry every window's gradient from a block's output to its input; return its statistics.
 
         The block is run again on its kept inputs, which the gradients then replace.
         """
-        with watched(layers_of_block(name, module), need_backward(terminals), module) as sums:
+        with watched(layers, terminals, module) as sums:
             for i in range(len(self.windows)):
                 hidden = self.input(block, i).requires_grad_(True)
                 gradient = self.input(block + 1, i)
@@ -141,9 +130,9 @@ class Stream:
             self._settle()
         return statistics_of(sums, self.windows)
 
-    def lesson(self, block: int, targets: "Stream") -> Lesson:
+    def examples(self, block: int, targets: "Stream") -> Examples:
         """Return what a block is trained on: its inputs here, and its outputs in another stream."""
-        return Lesson(
+        return Examples(
             len(self.windows),
             partial(self.input, block),
             partial(targets.input, block + 1),
@@ -155,19 +144,19 @@ class Stream:
         for i in range(len(self.windows)):
             del self.states[self._key(block, i)]
 
-    def end(self, store: Store, measure: Measure) -> None:
+    def end(self, model: PreTrainedModel, measure: Measure) -> None:
         """Measure and delete the outputs of the last block; the model's outside must be open."""
 
         @torch.no_grad()
         def states() -> Iterator[Tensor]:
             for i, window in enumerate(self.windows):
                 hidden = self.input(len(self.calls), i)
-                yield final_states(store.model, window, hidden)[0]
+                yield _states_at_head(model, window, hidden)[0]
                 del self.states[self._key(len(self.calls), i)]
 
-        measure(self.name, states(), partial(logits_in_parts, store.model))
+        measure(self.name, states(), partial(logits_in_parts, model))
 
-    def enter_gradients(self, store: Store) -> None:
+    def differentiate(self, model: PreTrainedModel) -> None:
         """Put aside the gradient of each window's mean NLL, nats per token, at the last output.
 
         The model's outside must be open. The gradient is computed a few positions at a time, so
@@ -177,8 +166,8 @@ class Stream:
         for i, window in enumerate(self.windows):
             hidden = self.input(last, i).requires_grad_(True)
             with torch.enable_grad():
-                states = final_states(store.model, window, hidden)
-            states.backward(_gradient_at_head(store, window, states[0])[None])
+                states = _states_at_head(model, window, hidden)
+            states.backward(_gradient_at_head(model, window, states[0])[None])
             assert hidden.grad is not None
             self._put(last, i, hidden.grad)
         self._settle()
@@ -207,16 +196,66 @@ class Stream:
         return f"{self.name}.{block}.{window}"
 
 
-def _gradient_at_head(store: Store, window: Tensor, states: Tensor) -> Tensor:
+def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
+    """Yield the logits of states that enter the head, (T, hidden_size), in order: fp32, of so few
+    tokens at a time, (tokens, vocabulary), that they stay in the CPU's cache.
+    """
+    head = model.get_output_embeddings()
+    tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS
+    for chunk in states.split(HEAD_TOKENS):
+        for part in head(chunk).split(tokens):
+            yield _capped(model, part)
+
+
+def _capped(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    # As in the model's own forward: Gemma3ForConditionalGeneration ignores its text part's cap.
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits.float() / cap) if cap else logits.float()
+
+
+def _gradient_at_head(model: PreTrainedModel, window: Tensor, states: Tensor) -> Tensor:
     """Return the gradient of a window's mean NLL by what enters the head, (T, hidden_size)."""
     at_head = torch.zeros_like(states)
     for start in range(0, len(window) - 1, HEAD_TOKENS):
         end = min(start + HEAD_TOKENS, len(window) - 1)
         part = states[start:end].detach().requires_grad_(True)
         with torch.enable_grad():
-            logits = head_logits(store.model, part)
+            logits = _capped(model, model.get_output_embeddings()(part))
             loss = functional.cross_entropy(logits, window[start + 1 : end + 1], reduction="sum")
             (loss / (len(window) - 1)).backward()
         assert part.grad is not None
         at_head[start:end] = part.grad
     return at_head
+
+
+def _states_at_head(model: PreTrainedModel, window: Tensor, hidden: Tensor) -> Tensor:
+    """Return what enters the head from what the last block returned, both (1, T, hidden_size).
+
+    Gradients flow back. Of the window's token ids, (T,), only the number matters.
+    """
+    with _stubs(model, hidden):
+        states: Tensor = model.base_model(input_ids=window[None], use_cache=False)[0]
+    return states
+
+
+class _Stub(nn.Module):
+    """Replaces a decoder block: records its call and returns its input, or a given tensor."""
+
+    def __init__(self, returned: Tensor | None = None) -> None:
+        super().__init__()
+        self._returned = returned
+
+    def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        self.hidden, self.call = hidden, BlockCall(arguments, keywords)
+        return hidden if self._returned is None else self._returned
+
+
+@contextmanager
+def _stubs(model: PreTrainedModel, returned: Tensor | None = None) -> Iterator[list[_Stub]]:
+    decoder = model.get_decoder()
+    blocks, stubs = decoder.layers, [_Stub(returned) for _ in decoder.layers]
+    decoder.layers = nn.ModuleList(stubs)
+    try:
+        yield stubs
+    finally:
+        decoder.layers = blocks

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from prunevolve.evaluation.perplexity import perplexity
-from prunevolve.pruning.masks import GROUPS, DegenerateScores
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.models import decoder_blocks
+from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import take_probe, tensors_digest
 from prunevolve.search.records import Candidate, Outcome
@@ -71,10 +70,9 @@ class Evaluator:
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
         places = [i for i, other in enumerate(self.experiment.subject_of) if other == subject]
-        targets = [self.experiment.target(place, GROUPS[0]) for place in places]
+        targets = [self.experiment.target(place, "row") for place in places]
         resident = self.residents[subject]
-        blocks = decoder_blocks(resident.store.model)
-        return take_probe(resident.master, resident.statistics, blocks, targets)
+        return take_probe(resident.master, resident.statistics, resident.store.blocks, targets)
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         """Prune, measure on the fitness windows rung by rung, and restore."""

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from prunevolve.pruning.masks import DegenerateScores
 from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.population import State

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prunevolve.pruning.masks import DegenerateScores, NOfM, Row, Target
+from prunevolve.pruning.masks import NOfM, Row, Target
 from prunevolve.pruning.metric import Criterion, Metric, interned
-from prunevolve.pruning.recipe import check_extremes
-from prunevolve.pruning.statistics import TERMINALS, Statistics
+from prunevolve.pruning.ranking import DegenerateScores, check_extremes
+from prunevolve.pruning.statistics import TERMINALS, of_layer
 
 ROWS, INPUTS = 16, 32
 """Rows and inputs taken of each probed layer, evenly spaced. How well masks on 128 inputs predict a
@@ -78,7 +78,7 @@ class Probe:
 
 def take_probe(
     weights: Mapping[str, Tensor],
-    statistics: Statistics,
+    statistics: Mapping[str, Tensor],
     blocks: Iterable[str],
     targets: Iterable[Target] = (),
 ) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ def take_probe(
 
     Args:
         weights: Dense weights by layer name.
-        statistics: The statistics of the same layers.
+        statistics: Those of the same layers, by `X/layer`.
         blocks: Names of the decoder blocks, in order.
         targets: What is asked of the model: the groups of an n:m pattern are taken whole.
 
@@ -102,7 +102,7 @@ def take_probe(
     inputs = min(max(INPUTS, run), *(weights[layer].shape[1] for layer in layers))
     parts: dict[str, Tensor] = {}
     for layer in layers:
-        for terminal, values in {"W": weights[layer], **statistics.of(layer)}.items():
+        for terminal, values in {"W": weights[layer], **of_layer(statistics, layer)}.items():
             if TERMINALS[terminal].shape.by_row:
                 values = values[_evenly(values.shape[0], rows)]
             if TERMINALS[terminal].shape.by_column:
@@ -147,7 +147,7 @@ class Fingerprints:
             scores = probe.score(metric)
             lowest, highest = scores.amin((1, 2)).tolist(), scores.amax((1, 2)).tolist()
             for layer, low, high in zip(probe.layers, lowest, highest, strict=True):
-                check_extremes(metric, layer, low, high)
+                check_extremes(metric.text, layer, low, high)
         for mask in self._all(criterion):
             if mask.any() and not (mask != mask[:, :1]).any():
                 raise DegenerateScores(f"'{metric.text}' prunes the same inputs in every row")

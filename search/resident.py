@@ -18,12 +18,12 @@ from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.evaluation.windows import Text, Windows
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import DTYPES, load_model, skeleton
+from prunevolve.pruning.models import DTYPES, linear_layers, load_model, skeleton
 from prunevolve.pruning.operators import MATRIX
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import collect, prune
-from prunevolve.pruning.recipe import Recipe
-from prunevolve.pruning.statistics import TERMINALS, Statistics
-from prunevolve.pruning.store import ResidentStore, all_layers
+from prunevolve.pruning.statistics import TERMINALS
+from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 
 
@@ -71,7 +71,7 @@ class Resident:
     ) -> None:
         self.subject, self.tokens, self._device = subject, subject.tokens, device
         self._low_memory, self._tasks = low_memory, tasks
-        self.statistics = Statistics()
+        self.statistics: dict[str, Tensor] = {}
         if weights:
             model = skeleton(AutoConfig.for_model(**weights.config), DTYPES[subject.dtype])
             model.load_state_dict(weights.tensors, strict=False, assign=True)
@@ -82,7 +82,7 @@ class Resident:
         self.store = ResidentStore(model.requires_grad_(False))
         # The loaded weights themselves: on the CPU the node's workers share them, in the object
         # store or through the mapped file, and pruning replaces the model's weights.
-        self.master = {name: self.store.dense(name) for name in all_layers(self.store)}
+        self.master = {name: self.store.dense(name) for name in linear_layers(model)}
         self._pruned: tuple[Metric, Target] | None = None
         self._scored: Metric | None = None
         self._scores: dict[str, Tensor] = {}
@@ -98,24 +98,20 @@ class Resident:
         """
         self.restore()
 
-        def keep(statistics: Statistics) -> dict[str, Tensor]:
-            tensors = statistics.to_tensors()
-            for key, tensor in tensors.items():
-                is_matrix = TERMINALS[key.partition("/")[0]].shape == MATRIX
-                # A vector would save little.
-                rounded = tensor.bfloat16() if self._low_memory and is_matrix else tensor
-                tensors[key] = rounded.cpu()
-            return tensors
+        def keep(key: str, tensor: Tensor) -> Tensor:
+            is_matrix = TERMINALS[key.partition("/")[0]].shape == MATRIX
+            # A vector would save little.
+            return (tensor.bfloat16() if self._low_memory and is_matrix else tensor).cpu()
 
-        return collect(self.store, self.tokens["calibration"], terminals, keep=keep).to_tensors()
+        return collect(self.store, self.tokens["calibration"], terminals, keep=keep)
 
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Prune by these statistics from now on; they are moved to the device once."""
         self.restore()
         self.forget_scores()
-        self.statistics = Statistics()  # the device may not have room for both
+        self.statistics = {}  # the device may not have room for both
         give_back_freed_memory()  # left over if this process collected them itself
-        self.statistics = Statistics.from_tensors(tensors, self._device)
+        self.statistics = {key: tensor.to(self._device) for key, tensor in tensors.items()}
 
     def losses(self, role: str, start: int = 0, end: int | None = None) -> list[float]:
         """Return the mean NLL of a text's windows `start` to `end`, in nats per token."""
@@ -146,8 +142,8 @@ class Resident:
             prune(
                 self.store,
                 Recipe(metric, target),
-                Texts(self.tokens["fitness"][:0]),  # all statistics are given
-                statistics=self.statistics.to_tensors(),
+                Texts(),  # all statistics are given
+                statistics=self.statistics,
                 kept_scores=self._scores if needed_again and not self._low_memory else None,
             )
         self._pruned = (metric, target)

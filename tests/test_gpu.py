@@ -10,8 +10,10 @@ from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import linear_layers, load_config
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe, make_recipe
+from prunevolve.pruning.run.job import recipe_of
+from prunevolve.pruning.run.options import Method
 from prunevolve.pruning.statistics import STATISTICS
 from prunevolve.pruning.store import FolderStore, ResidentStore
 from prunevolve.pruning.stream import Stream, Texts
@@ -86,30 +88,32 @@ def test_states_are_put_aside_while_the_device_goes_on(device):
             super().__setitem__(key, value)
 
     model = toy_model("llama").to(device)
-    stream = Stream.enter(ResidentStore(model), "calibration", Texts(toy_windows()), States())
+    stream = Stream("calibration", toy_windows().to(model.device), States())
+    stream.embed(model)
     began.clear()
     block = model.model.layers[0]
     block.register_forward_pre_hook(lambda *_: began.append("run"))
-    stream.advance(0, block)
+    stream.forward(0, block, {})
     keys = [f"calibration.1.{window}" for window in range(3)]
     assert began == ["run", "run", keys[0], "run", *keys[1:]]
 
 
 @pytest.mark.parametrize(
-    "methods",
+    ("methods", "own_masks"),
     [
-        {"own_masks": True},
-        {"update": "sparsegpt"},
-        {"update": "reconstruct", "allocation": "owl"},
-        {"refine": "swaps"},
+        ({}, True),
+        ({"update": "sparsegpt"}, False),
+        ({"update": "reconstruct", "allocation": "owl"}, False),
     ],
     ids=str,
 )
-def test_methods_around_a_metric_give_near_what_they_give_on_the_cpu(methods, device):
+def test_methods_around_a_metric_give_near_what_they_give_on_the_cpu(methods, own_masks, device):
     weights = []
     for place in ("cpu", device):
         model = toy_model("llama").to(place)
-        recipe = make_recipe(Metric.parse("mul(W, sqrt(X))"), Target(0.5, Layer()), **methods)
+        recipe = recipe_of(
+            Method(**methods), Criterion.parse("mul(W, sqrt(X))", "layer"), own_masks
+        )
         prune(ResidentStore(model), recipe, Texts(toy_windows(count=4)))
         layers = linear_layers(model).values()
         weights.append(torch.cat([layer.weight.detach().flatten().cpu() for layer in layers]))

@@ -24,8 +24,8 @@ from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_model
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import collect, prune
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run import command
 from prunevolve.pruning.run.job import ONE_KIND
 from prunevolve.pruning.run.options import read_recipe
@@ -414,7 +414,6 @@ def test_validate_asks_no_hub_and_writes_nothing(prune_small, tmp_path):
         ({"sparsity": 0.6, "pattern": "2:4"}, "sparsity must be 0.5 with pattern 2:4, or left out"),
         ({"update": "obs"}, "'--update': Value error, 'obs' is not one of 'none', 'sparsegpt'"),
         ({"allocation": "none.json"}, "allocation 'none.json' cannot be read: "),
-        ({"metric": "sparsegpt", "refine": "swaps"}, "refine must be none with metric sparsegpt"),
         ({"seqlen": 65}, "seqlen must be 2 to 64, the model's context; got 65"),
         ({"max_memory": "6 apples"}, "max-memory must be a size such as 6GiB or 800MB, got '6 ap"),
         (
@@ -462,15 +461,14 @@ METHODS = {
     "last": {"metric": "gblm", "group": "model"},
     "last, sequential": {"metric": "gblm", "propagation": "sequential"},
     "sparsegpt": {"metric": "sparsegpt", "pattern": "2:4"},
-    "all": {**{"metric": "gblm", "allocation": "owl", "refine": "swaps", "update": "reconstruct"}},
+    "all": {"metric": "gblm", "allocation": "owl", "update": "reconstruct"},
 }
 
 
 def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, tmp_path):
     prune_small(**METHODS["all"])
     recipe, report = paper(tmp_path / "out", "recipe"), paper(tmp_path / "out", "report")
-    methods = [recipe[key] for key in ("allocation", "refine", "update")]
-    assert methods == ["owl", "swaps", "reconstruct"]
+    assert (recipe["allocation"], recipe["update"]) == ("owl", "reconstruct")
     assert len(set(recipe["shares"].values())) > 1
     assert sorted(report["training"]) == ["model.layers.0", "model.layers.1"]
     path = tmp_path / "out" / "pruning_recipe.json"
@@ -764,13 +762,13 @@ def test_disk_that_is_not_writable_needs_no_room(prune_small, at_shard, tmp_path
 @pytest.fixture
 def steps_back(monkeypatch):
     """Count the steps of all windows' gradients back through a block."""
-    steps, step = [], Stream.collect_back
+    steps, step = [], Stream.backward
 
     def counted(*arguments):
         steps.append(arguments)
         return step(*arguments)
 
-    monkeypatch.setattr(Stream, "collect_back", counted)
+    monkeypatch.setattr(Stream, "backward", counted)
     return steps
 
 
@@ -818,7 +816,8 @@ def gradients(tiny_llama_dir):
     """G of the tiny LLaMA by layer, on windows of our own, in fp16 as the release saves it."""
     resident = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
     windows = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
-    return {name: G.half() for name, G in collect(resident, windows, frozenset("G"))["G"].items()}
+    found = collect(resident, windows, frozenset("G"))
+    return {key.removeprefix("G/"): G.half() for key, G in found.items()}
 
 
 def release_key(layer: str) -> str:
@@ -837,7 +836,7 @@ def test_run_prune_reads_the_gradients_that_the_release_saved(
     recipe = paper(tmp_path / "out", "recipe")
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
     windows = Text("embedded", "calibration[:9%]", 3, 16, 0).cut(tokenizer).tokens
-    found = collect(resident, windows, frozenset("X")).to_tensors()
+    found = collect(resident, windows, frozenset("X"))
     found |= {f"G/{name}": G.float() for name, G in gradients.items()}
     target = Target(0.5, group_of(recipe["group"]))
     request = Recipe(Metric.parse(recipe["metric"]), target)

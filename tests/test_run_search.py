@@ -17,8 +17,8 @@ from prunevolve.pruning.masks import NOfM, Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import load_model
 from prunevolve.pruning.parse import read_tree, resolve_metric
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 from prunevolve.search import command as run_search

@@ -29,7 +29,7 @@ PRUNINGS = {
     "model": "--metric snip --group model",
     "2:4": "--metric gblm --pattern 2:4",
     "own masks": "--metric sparsegpt",
-    "update": "--metric wanda --update sparsegpt --refine swaps:3",
+    "update": "--metric wanda --update sparsegpt",
     "training": "--metric wanda --update reconstruct",
     "owl": "--metric wanda --allocation owl",
     "sequential": "--metric wanda --propagation sequential",

@@ -17,11 +17,11 @@ from prunevolve.evaluation.perplexity import losses_of, perplexity, perplexity_e
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject, finite
-from prunevolve.pruning.masks import DegenerateScores
-from prunevolve.pruning.models import hub_id, load_model
+from prunevolve.pruning.models import hub_id, linear_layers, load_model
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.pruning.run.job import Job, evaluation_texts, resolve
 from prunevolve.pruning.run.options import Measurement
 from prunevolve.pruning.run.result import (
@@ -34,7 +34,7 @@ from prunevolve.pruning.run.result import (
     save_papers,
 )
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, verify_result
-from prunevolve.pruning.store import FolderStore, ResidentStore, all_layers
+from prunevolve.pruning.store import FolderStore, ResidentStore
 from prunevolve.pruning.stream import Texts
 
 
@@ -164,7 +164,9 @@ def _carry_out(
     What is found out is kept as soon as it is known.
     """
     model, run, tokens = job.model, work.run, windows["evaluation"].tokens
-    inspector = Inspector(model.config, all_layers(store), job.recipe.target, run.shares)
+    inspector = Inspector(
+        model.config, [*linear_layers(store.model)], job.recipe.target, run.shares
+    )
     for path in map(store.shard, sorted(store.written)):  # by the run before
         inspector.look(path, run.sha256.get(path.name))
 
@@ -190,7 +192,7 @@ def _carry_out(
 
     store.on_shard = look
     texts = Texts(
-        windows["calibration"].tokens if "calibration" in windows else tokens[:0],
+        windows["calibration"].tokens if "calibration" in windows else None,
         {name: tokens for name in ("dense", "pruned") if name not in run.losses},
         measure,
     )
@@ -200,7 +202,7 @@ def _carry_out(
     states = DiskOffload(work.states, fresh=True) if "hidden states" in on_disk else {}
     score("dense", model.name)
     try:
-        prune(store, job.recipe, texts, states, statistics, progress, tell=work.keep)
+        prune(store, job.recipe, texts, states, statistics, progress, record=work.keep)
     except DegenerateScores:
         store.checkpoint.check_finite()  # else it is the metric's fault
         raise

@@ -2,24 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from prunevolve.evaluation.text import CORPORA
 from prunevolve.evaluation.windows import Text, check_disjoint, share_windows
 from prunevolve.evaluation.zero_shot import check_tasks
+from prunevolve.pruning.allocation import resolve_allocation
 from prunevolve.pruning.baselines import SPARSEGPT
-from prunevolve.pruning.masks import resolve_target
+from prunevolve.pruning.masks import NOfM, resolve_target
 from prunevolve.pruning.memory import Plan, plan_pruning
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import EMBEDDED, UnloadedModel, hub_id, resolve_model
 from prunevolve.pruning.parse import resolve_metric
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
-from prunevolve.pruning.recipe import Recipe, make_recipe
-from prunevolve.pruning.reconstruct import FEW_WINDOWS
+from prunevolve.pruning.reconstruct import FEW_WINDOWS, reconstruct
 from prunevolve.pruning.run.options import Measurement, Method, Request
 from prunevolve.pruning.run.result import check_output_folder
 from prunevolve.pruning.run.verify import RECIPE
+from prunevolve.pruning.sparsegpt import BLOCKSIZE, compensate
 
 EVAL_WINDOWS = 32
 """Most windows of each text that are measured where nothing else is said."""
@@ -62,7 +65,7 @@ class Job:
         target, request = self.recipe.target, self.request
         group = f" per {target.group_name}" if target.group_name else ""
         parts = [f"{target.sparsity:.1%}", f"{target.pattern_text}{group}", request.propagation]
-        methods = {name: getattr(request, name) for name in ("update", "allocation", "refine")}
+        methods = {name: getattr(request, name) for name in ("update", "allocation")}
         parts += [f"{name} {x}" for name, x in methods.items() if x not in ("none", "uniform")]
         model = f"{self.model.name} ({self.model.dtype}, {self.model.device})"
         return f"{model} by {request.metric}: {', '.join(parts)}"
@@ -121,16 +124,30 @@ def resolve(request: Measurement, gradients: bool = False) -> UnloadedModel:
 
 
 def recipe_of(method: Method, criterion: Criterion, own_masks: bool) -> Recipe:
-    """Return the recipe of a method with a metric; raises as `make_recipe`."""
-    return make_recipe(
+    """Return the recipe of a method with a metric.
+
+    Args:
+        own_masks: Whether SparseGPT makes the masks as it goes.
+
+    Raises:
+        ValueError: If a name is unknown, or parts do not fit each other; one line.
+    """
+    target = resolve_target(method.pattern, method.sparsity, method.group, criterion.group)
+    if own_masks and target.group_name not in (None, "layer"):
+        raise ValueError(
+            "group must be left out with metric sparsegpt, which compares weights within "
+            f"{BLOCKSIZE} columns of a layer; got {target.group_name!r}"
+        )
+    pattern = target.group if isinstance(target.group, NOfM) else None
+    updates = own_masks or method.update == "sparsegpt"
+    return Recipe(
         criterion.metric,
-        resolve_target(method.pattern, method.sparsity, method.group, criterion.group),
+        target,
         method.propagation,
-        method.update,
-        method.allocation,
-        method.refine,
+        resolve_allocation(method.allocation, target),
+        update=partial(compensate, pattern=pattern) if updates else None,
         own_masks=own_masks,
-        seed=method.seed,
+        training=partial(reconstruct, seed=method.seed) if method.update == "reconstruct" else None,
     )
 
 

@@ -42,7 +42,6 @@ _OFFERED = {
     "pattern": ["unstructured", "2:4", "4:8"],
     "group": ["row", "layer", "model"],
     "allocation": [*ALLOCATIONS],
-    "refine": ["none", "swaps", "swaps:100"],
     "corpus": [*CORPORA],
     "eval_corpus": [*CORPORA],
 }
@@ -72,8 +71,6 @@ class Method(Options):
     """Change what stays."""
     allocation: str = "uniform"
     """Who loses: uniform, owl or a JSON file."""
-    refine: str = "none"
-    """Make masks better: swaps, or swaps:N for N in a row."""
     seed: int = Field(0, ge=0)
     """Draws the calibration windows."""
 
@@ -87,7 +84,6 @@ class MethodArguments(TypedDict, total=False):
     propagation: Literal["one-shot", "sequential"]
     update: Literal["none", "sparsegpt", "reconstruct"]
     allocation: str
-    refine: str
     seed: int
 
 

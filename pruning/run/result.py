@@ -231,7 +231,7 @@ In every linear layer of the decoder blocks the weights with the lowest score ar
 of the base model applies.
 
 - Score: `{metric}`{formula}, compared within: {group}
-- Allocation over layers: {allocation}; refinement of masks: {refine}; update: {update}
+- Allocation over layers: {allocation}; update: {update}
 - Calibrated on: {calibration}
 
 ```

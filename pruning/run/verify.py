@@ -56,7 +56,7 @@ class LayerCount:
         """Count what is in a weight, on the CPU; `share` goes if it is not the target's."""
         zero = _is_zero(weight)
         fraction = target.sparsity if share is None else share
-        holds = weight.ndim == 2 and target.group.owes(zero, fraction)
+        holds = weight.ndim == 2 and target.group.is_met(zero, fraction)
         return LayerCount(name, count(zero), weight.numel(), holds)
 
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from toy_models import FAMILIES, TOKENS, toy_model, toy_windows
 
 from prunevolve.evaluation.perplexity import perplexity, perplexity_error, window_losses
-from prunevolve.pruning import embed_and_head, store
+from prunevolve.pruning import store, stream
 from prunevolve.pruning.store import ResidentStore
 
 
@@ -20,7 +20,7 @@ def own_losses(model, windows):
 @pytest.mark.parametrize("chunk", [4, TOKENS - 1, 512])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_window_losses_are_the_models_own_whatever_the_chunk(family, chunk, monkeypatch):
-    monkeypatch.setattr(embed_and_head, "HEAD_TOKENS", chunk)
+    monkeypatch.setattr(stream, "HEAD_TOKENS", chunk)
     model, windows = toy_model(family), toy_windows(count=3)
     seen = []
     losses = window_losses(ResidentStore(model), windows, seen.append)

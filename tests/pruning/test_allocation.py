@@ -1,21 +1,24 @@
 """Allocation of a sparsity over layers: by outliers, or by a file."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from doc_examples import blocks_of, run_examples
 from refusals import refusal
+from torch.nn import Linear
 
 import prunevolve
 from prunevolve import load_model, prune
 from prunevolve.pruning.allocation import by_outliers, resolve_allocation, shifted, whole_counts
 from prunevolve.pruning.masks import Layer, Row, Target
 
-SHAPES = {"block.0": {"a": (8, 16), "b": (4, 32)}, "block.1": {"c": (8, 16), "d": (2, 100)}}
-SIZES = {layer: math.prod(shape) for layers in SHAPES.values() for layer, shape in layers.items()}
+LAYERS = {
+    "block.0": {"a": Linear(16, 8), "b": Linear(32, 4)},
+    "block.1": {"c": Linear(16, 8), "d": Linear(100, 2)},
+}
+SIZES = {x: y.weight.numel() for of_block in LAYERS.values() for x, y in of_block.items()}
 
 
 def scores_with(outliers):
@@ -30,12 +33,12 @@ def mean_of(fractions):
 @pytest.mark.parametrize("group", [Row(), Layer()])
 def test_owl_keeps_more_of_the_block_with_more_outliers(group):
     score = scores_with({"a": 1, "b": 2, "c": 6, "d": 1})
-    fractions = by_outliers(SHAPES, score, Target(0.6, group))
+    fractions = by_outliers(LAYERS, score, Target(0.6, group))
     # 3 of 256 scores are outliers in the first block and 7 of 328 in the second: the ends of a
     # range of 0.16. The shift makes the mean over all weights the sparsity.
     first = 0.6 + 0.16 * 328 / (256 + 328)
     expected = {"a": first, "b": first, "c": first - 0.16, "d": first - 0.16}
-    finest = max(1 / columns for layers in SHAPES.values() for _, columns in layers.values())
+    finest = 1 / 16
     assert fractions == pytest.approx(expected, abs=finest)
 
 
@@ -50,12 +53,12 @@ def test_shifted_values_have_the_sparsity_as_their_mean_within_their_limits(spar
 @pytest.mark.parametrize(("group", "unit"), [(Row(), 2), (Layer(), 1)])
 @pytest.mark.parametrize("sparsity", [0.123, 0.29, 0.5, 0.777])
 def test_whole_counts_add_up_to_the_sparsity_within_the_last_layers_unit(group, unit, sparsity):
-    fractions = whole_counts(dict.fromkeys(SIZES, sparsity), SHAPES, Target(sparsity, group))
+    fractions = whole_counts(dict.fromkeys(SIZES, sparsity), LAYERS, Target(sparsity, group))
     removed = 0
-    for layers in SHAPES.values():
-        for layer, (rows, columns) in layers.items():
-            scores = torch.rand(rows, columns)
-            removed += int(group.mask(scores, fractions[layer]).sum())
+    for of_block in LAYERS.values():
+        for name, layer in of_block.items():
+            scores = torch.rand(layer.weight.shape)
+            removed += int(group.mask(scores, fractions[name]).sum())
     assert 0 <= sparsity * sum(SIZES.values()) - removed < unit
 
 
@@ -69,9 +72,9 @@ def test_file_gives_the_shares_that_it_has_to_the_model_that_it_is_for(tmp_path)
     target = Target(0.5, Row())
     allocation = resolve_allocation(written(tmp_path / "shares.json", shares=shares), target)
     assert allocation.metric is None
-    assert allocation.shares(SHAPES, None, target) == shares
+    assert allocation.shares(LAYERS, None, target) == shares
     with pytest.raises(ValueError, match="another model's: only the file has c"):
-        allocation.shares({"block.0": SHAPES["block.0"]}, None, target)
+        allocation.shares({"block.0": LAYERS["block.0"]}, None, target)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 from toy_models import FAMILIES, VOCABULARY, assert_same_tensors, toy_model, toy_windows
 
-from prunevolve.pruning.models import decoder_blocks, layers_of_block, linear_layers
+from prunevolve.pruning.models import layers_by_block, linear_layers
 from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.statistics import (
     COLLECTED,
@@ -31,7 +31,7 @@ def test_statistics_of_inputs_are_their_definitions_over_all_tokens(family):
     model, windows = toy_model(family), toy_windows()
     layers = linear_layers(model)
     found = collect(ResidentStore(model), windows, frozenset("XVH"))
-    assert all(list(found[terminal]) == list(layers) for terminal in "XVH")
+    assert list(found) == [f"{terminal}/{name}" for terminal in "HVX" for name in layers]
     for name, inputs in own_inputs(model, layers, windows).items():
         tokens = torch.cat(inputs).double()  # (all tokens, in)
         gram = tokens.T @ tokens / len(windows)
@@ -39,9 +39,9 @@ def test_statistics_of_inputs_are_their_definitions_over_all_tokens(family):
         damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
         inverse = torch.linalg.inv(damped).diagonal()
         # In fp32, as the statistics are: torch asks more digits of fp64 than they have.
-        assert_close(found["X"][name], gram.diagonal()[None].float())
-        assert_close(found["V"][name], variance[None].float(), rtol=1e-4, atol=1e-6)
-        assert_close(found["H"][name], inverse[None].float(), rtol=1e-3, atol=0)
+        assert_close(found[f"X/{name}"], gram.diagonal()[None].float())
+        assert_close(found[f"V/{name}"], variance[None].float(), rtol=1e-4, atol=1e-6)
+        assert_close(found[f"H/{name}"], inverse[None].float(), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,19 +49,19 @@ def test_statistics_of_gradients_are_of_a_hundredfold_gradient_in_each_window(fa
     model, windows = toy_model(family), toy_windows()
     layers = linear_layers(model)
     found = collect(ResidentStore(model), windows, frozenset("GMB"))
-    assert list(found["G"]) == list(found["M"]) == list(found["B"]) == list(layers)
+    assert list(found) == [f"{terminal}/{name}" for terminal in "BGM" for name in layers]
     for name, pairs in own_gradients(model, layers, windows).items():
         gradients = [gradient for gradient, _ in pairs]
         root = sum((100 * gradient) ** 2 for gradient in gradients).sqrt()
-        assert_close(found["G"][name], root, rtol=1e-4, atol=1e-4)
+        assert_close(found[f"G/{name}"], root, rtol=1e-4, atol=1e-4)
         # How far the loss falls if the weight moves away from zero.
         fall = -100 * sum(gradients) * layers[name].weight.detach().sign()
-        assert_close(found["M"][name], fall, rtol=1e-4, atol=1e-4)
+        assert_close(found[f"M/{name}"], fall, rtol=1e-4, atol=1e-4)
         assert (fall > 0).any() and (fall < 0).any()
         # The root mean square over all tokens.
         of_outputs = 100 * torch.cat([gradient for _, gradient in pairs])
         expected = of_outputs.square().mean(0).sqrt()[:, None]
-        assert_close(found["B"][name], expected, rtol=1e-4, atol=1e-5)
+        assert_close(found[f"B/{name}"], expected, rtol=1e-4, atol=1e-5)
         assert expected.count_nonzero() > 0
 
 
@@ -79,12 +79,12 @@ def test_depth_and_influence_are_those_of_the_block(family):
     with torch.no_grad():
         states = model(input_ids=windows, output_hidden_states=True).hidden_states
     found = collect(ResidentStore(model), windows, frozenset({"D", "I"}))
-    blocks = decoder_blocks(model)
-    for i, (block, module) in enumerate(blocks.items()):
+    blocks = layers_by_block(model)
+    for i, layers in enumerate(blocks.values()):
         influences = set()
-        for name in layers_of_block(block, module):
-            assert found["D"][name].tolist() == [[i / (len(blocks) - 1)]]
-            influences.add(found["I"][name].item())
+        for name in layers:
+            assert found[f"D/{name}"].tolist() == [[i / (len(blocks) - 1)]]
+            influences.add(found[f"I/{name}"].item())
         assert len(influences) == 1
         if i < len(blocks) - 1:  # the last state that is put out is after the final norm
             cosines = functional.cosine_similarity(states[i], states[i + 1], dim=-1)
@@ -119,7 +119,7 @@ def test_variance_holds_where_a_channel_is_far_from_zero():
             layer(torch.tensor(values)[:, None])
     # Deviations from 4096: -1, 1, 0, 0, -2, 2; squared 10 in all, over 6.
     found = statistics_of(sums, torch.zeros(3, 2))
-    assert found["V"]["a"].item() == pytest.approx(10 / 6)
+    assert found["V/a"].item() == pytest.approx(10 / 6)
 
 
 @pytest.mark.parametrize("terminals", ["", "W", *"XGVBHM", "WX", "XG", "VB", "GM", "BG", "WXGVBHM"])
@@ -127,12 +127,10 @@ def test_what_is_named_is_collected_as_if_alone(terminals):
     model = toy_model("llama")
     together = collect(ResidentStore(model), toy_windows(), ALL)
     found = collect(ResidentStore(model), toy_windows(), frozenset(terminals))
-    for terminal in STATISTICS:
-        assert set(found.terminal(terminal)) == (
-            set(linear_layers(model)) if terminal in terminals else set()
-        )
-        for name, statistic in found.terminal(terminal).items():
-            assert_close(statistic, together.terminal(terminal)[name])
+    named = STATISTICS & set(terminals)
+    assert set(found) == {f"{x}/{layer}" for x in named for layer in linear_layers(model)}
+    for key, statistic in found.items():
+        assert_close(statistic, together[key])
 
 
 @pytest.mark.parametrize("windows", [toy_windows(), torch.tensor([[0, VOCABULARY]])])
@@ -158,15 +156,15 @@ def test_collect_works_whether_or_not_gradients_are_enabled_outside():
     with torch.no_grad():
         actual = collect(ResidentStore(model), windows, BOTH)
         assert not torch.is_grad_enabled()
-    assert_same_tensors(actual.to_tensors(), expected.to_tensors())
-    assert not any(total.requires_grad for total in actual["G"].values())
+    assert_same_tensors(actual, expected)
+    assert not any(statistic.requires_grad for statistic in actual.values())
 
 
 def test_statistics_of_a_bf16_model_are_fp32_and_close_to_those_of_fp32():
     model, windows = toy_model("llama"), toy_windows()
-    exact = collect(ResidentStore(model), windows, ALL).to_tensors()
+    exact = collect(ResidentStore(model), windows, ALL)
     model.to(torch.bfloat16)
-    rough = collect(ResidentStore(model), windows, ALL).to_tensors()
+    rough = collect(ResidentStore(model), windows, ALL)
     for key, statistic in rough.items():
         assert statistic.dtype == torch.float32
         difference = statistic - exact[key]
@@ -181,7 +179,7 @@ def test_sums_are_kept_in_fp32_where_bf16_would_stall():
         for _ in range(300):
             layer(torch.ones(1, 2, dtype=torch.bfloat16))
         layer(torch.ones(301, 2, dtype=torch.bfloat16))  # nor is 301 a bf16 number
-    assert statistics_of(sums, torch.zeros(1, 601))["X"]["a"].tolist() == [[601.0, 601.0]]
+    assert statistics_of(sums, torch.zeros(1, 601))["X/a"].tolist() == [[601.0, 601.0]]
 
 
 def test_gradients_are_freed_as_soon_as_they_are_added():

@@ -11,8 +11,8 @@ from toy_models import assert_same_tensors, toy_model, toy_windows, weights_of
 from prunevolve import Criterion, Metric, Statistics, collect_statistics, prune, read_metric
 from prunevolve.pruning import pruner
 from prunevolve.pruning.masks import Target, group_of
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import collect
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run.options import Method, MethodArguments
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
@@ -54,20 +54,20 @@ def test_prune_takes_a_metric_in_every_form_and_reports_what_it_counts(metric, s
 
 def test_statistics_take_the_place_of_windows_and_stay_as_they_are():
     statistics = collect_statistics(toy_model("llama"), {"X", "G"}, toy_windows())
-    before = {key: tensor.clone() for key, tensor in statistics.to_tensors().items()}
+    before = {key: tensor.clone() for key, tensor in statistics.items()}
     for metric in ("wanda", "gblm", "snip"):
         with_windows, without = toy_model("llama"), toy_model("llama")
         prune(with_windows, metric, toy_windows())
         prune(without, metric, statistics=statistics)
         assert_same_tensors(weights_of(without), weights_of(with_windows))
-    assert_same_tensors(statistics.to_tensors(), before)
+    assert_same_tensors(statistics, before)
 
 
 def test_collect_statistics_is_the_walks_and_changes_no_weight():
     model = toy_model("llama")
     before = weights_of(model)
-    found = collect_statistics(model, WANDA.terminals | {"B"}, toy_windows()).to_tensors()
-    expected = collect(ResidentStore(model), toy_windows(), frozenset("XB")).to_tensors()
+    found = collect_statistics(model, WANDA.terminals | {"B"}, toy_windows())
+    expected = collect(ResidentStore(model), toy_windows(), frozenset("XB"))
     assert_same_tensors(found, expected)
     assert_same_tensors(weights_of(model), before)
 
@@ -76,11 +76,11 @@ def test_collect_statistics_is_the_walks_and_changes_no_weight():
     ("settings", "message"),
     [
         (
-            {"windows": None, "statistics": Statistics({"X": {}})},
+            {"windows": None, "statistics": Statistics()},
             "windows must be given for metric 'mul(W, G)', which needs G; got None",
         ),
         (
-            {"windows": None, "statistics": Statistics({"G": {FIRST: torch.ones(2, 2)}})},
+            {"windows": None, "statistics": Statistics({f"G/{FIRST}": torch.ones(2, 2)})},
             f"statistics must be this model's: G of {FIRST} must be (16, 16), got (2, 2)",
         ),
         ({"windows": toy_windows()[0]}, SHAPE.format("(12,)")),

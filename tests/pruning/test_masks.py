@@ -10,7 +10,6 @@ from refusals import refusal
 
 from prunevolve.pruning import ranking
 from prunevolve.pruning.masks import (
-    DegenerateScores,
     Layer,
     Model,
     NOfM,
@@ -104,26 +103,6 @@ def test_torch_elsewhere_does_what_compiled_loops_do(scores, sparsity, low, high
         mask, left = ranking.compare_up_to(scores, threshold, ties)
         compiled_mask, compiled_left = ranking.up_to(turned, threshold, ties)
         assert torch.equal(mask, compiled_mask) and left == compiled_left
-
-
-@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
-@pytest.mark.parametrize("columns", [5, 32])
-def test_both_roads_refuse_scores_that_are_not_finite(columns, bad):
-    scores = torch.rand(2, columns)
-    scores[1, columns - 2] = bad
-    for lowest in (ranking.lowest_of_rows, ranking.sort_rows):
-        message = refusal(lowest, scores, 0, error=DegenerateScores)
-        assert message == "scores must be finite, got a NaN or an infinity"
-    for between in (ranking.strictly_between, ranking.search_between):
-        assert refusal(between, scores, 0.0, 1.0, error=DegenerateScores) == message
-
-
-@pytest.mark.parametrize("sparsity", [0.0, 0.5])
-def test_a_layer_whose_scores_are_not_finite_is_named_at_the_call(sparsity):
-    scores = {"fine": torch.ones(2, 2), "broken": torch.tensor([[1.0, float("inf")]])}
-    fractions = dict.fromkeys(scores, sparsity)
-    message = refusal(Model().select, scores.__getitem__, fractions, error=DegenerateScores)
-    assert message == "layer broken: scores must be finite, got a NaN or an infinity"
 
 
 def test_masks_in_the_model_are_exact_with_a_sample_that_was_thinned(monkeypatch):

@@ -7,11 +7,11 @@ import pytest
 from toy_models import toy_model
 
 from prunevolve.pruning import memory
-from prunevolve.pruning.masks import Model, Row, Target
 from prunevolve.pruning.memory import LIBRARIES, cgroup_rooms, held_by, plan_pruning, put_aside
-from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.passes import passes_of
-from prunevolve.pruning.recipe import make_recipe
+from prunevolve.pruning.run.job import recipe_of
+from prunevolve.pruning.run.options import Method
 
 # Of the toy LLaMA: two blocks; q and o 16 x 16, k and v 8 x 16, gate and up 24 x 16, down 16 x 24.
 BLOCK = 2 * 256 + 2 * 128 + 3 * 384
@@ -26,8 +26,9 @@ BACK = 4 * TOKENS * (18 * 16 + 9 * 24 + 2 * TOKENS * 4)
 class Held:
     """What each pass of a pruning of a toy holds, and what it puts aside."""
 
-    def __init__(self, metric="mul(W, G)", group=None, device="cpu", tokens=TOKENS, **methods):
-        recipe = make_recipe(Metric.parse(metric), Target(0.5, group or Row()), **methods)
+    def __init__(self, metric="mul(W, G)", group="row", device="cpu", tokens=TOKENS, **methods):
+        criterion = Criterion.parse(metric, group)
+        recipe = recipe_of(Method(**methods), criterion, own_masks=False)
         kinds = {"dtype": "float32", "own_dtype": "bfloat16", "device": device}
         kinds |= {"shapes": toy_model("llama"), "seqlen": tokens, "file_size": 1000}
         model = SimpleNamespace(**kinds)
@@ -56,13 +57,13 @@ def test_backward_pass_holds_gradients_beside_their_sums(headless):
     expected = OPEN + 4 * BLOCK + BACK + 2 * 4 * 384
     assert Held().passes["backward"] == expected + 2 * BLOCK
     # Where nothing is pruned on the way back.
-    assert Held(group=Model()).passes["backward"] == expected
+    assert Held(group="model").passes["backward"] == expected
     # A device adds a whole gradient of this size at once, with up to 16 bytes for each element.
-    assert Held(group=Model(), device="cuda").passes["backward"] == expected + 16 * 384
+    assert Held(group="model", device="cuda").passes["backward"] == expected + 16 * 384
 
 
 def test_group_model_waits_with_all_statistics():
-    held = Held(group=Model())
+    held = Held(group="model")
     assert list(held.passes) == ["forward", "backward", "threshold", "prune"]
     assert held.passes["threshold"] == 4 * 3 * 384
     # The inputs of every block wait for the backward pass.
@@ -79,7 +80,7 @@ def test_gram_matrix_and_training_are_work_on_a_block(headless):
 
 
 def test_plan_holds_all_where_that_fits_and_puts_aside_what_does_not():
-    held = Held(group=Model())
+    held = Held(group="model")
     aside, most = sum(held.aside.values()), max(held.passes.values())
     plan = held.plan("10GiB")
     assert plan.resident and (plan.on_disk, plan.disk) == ([], 1000)
@@ -94,7 +95,7 @@ def test_plan_holds_all_where_that_fits_and_puts_aside_what_does_not():
 
 def test_scores_that_a_device_sorts_take_forty_bytes_each(headless):
     # The largest matrix has 384 weights; the loop on the CPU needs three fp32 values for each.
-    for group, device, each in ((Row(), "cpu", 12), (Row(), "cuda", 40), (Model(), "cuda", 12)):
+    for group, device, each in (("row", "cpu", 12), ("row", "cuda", 40), ("model", "cuda", 12)):
         held = Held("W", group, device, tokens=2)
         assert held.passes["prune"] == OPEN + 2 * BLOCK + each * 384
 
@@ -108,7 +109,7 @@ def test_eager_attention_holds_the_scores_of_all_queries():
 
 
 def test_blocks_on_a_gpu_take_nothing_of_the_host(monkeypatch):
-    held = Held(group=Model(), device="cuda:0")
+    held = Held(group="model", device="cuda:0")
     on_gpu, aside = max(held.passes.values()) + OPEN, sum(held.aside.values())
     for free, resident in ((on_gpu + 2 * OPEN, True), (on_gpu + 2 * OPEN - 1, False)):
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free, 1 << 40))

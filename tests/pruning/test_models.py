@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from toy_models import FAMILIES, toy_model, toy_windows
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from prunevolve.pruning.embed_and_head import block_inputs
 from prunevolve.pruning.models import (
     decoder_blocks,
     hub_id,
@@ -19,6 +18,7 @@ from prunevolve.pruning.models import (
     load_model,
     resolve_model,
 )
+from prunevolve.pruning.stream import Stream
 
 ATTENTION = [f"self_attn.{kind}_proj" for kind in "qkvo"]
 GATED = [*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
@@ -47,17 +47,18 @@ def test_blocks_run_one_after_the_other_give_what_enters_the_last_norm(family):
     model, windows = toy_model(family), toy_windows()
     last, kept = list(decoder_blocks(model).values())[-1], []
     last.register_forward_hook(lambda block, inputs, output: kept.append(output))
-    captured, calls = block_inputs(model, windows)
     for factor in (1, 3):  # a block that was changed is run as it is
         next(iter(linear_layers(model).values())).weight.data.mul_(factor)
-        hidden = captured
+        stream = Stream("calibration", windows, {})
+        stream.embed(model)
+        for i, block in enumerate(decoder_blocks(model).values()):
+            stream.forward(i, block, {})
         with torch.no_grad():
-            for call, block in zip(calls, decoder_blocks(model).values(), strict=True):
-                hidden = [call.run(block, state) for state in hidden]
             model(input_ids=windows)
         whole = kept[-1] if isinstance(kept[-1], torch.Tensor) else kept[-1][0]
+        hidden = [stream.input(i + 1, window) for window in range(len(windows))]
         assert_close(torch.cat(hidden), whole)
-    assert not any(state.requires_grad for state in captured)
+        assert not any(state.requires_grad for state in stream.states.values())
 
 
 def test_unsupported_architecture_is_refused_with_the_list_of_the_supported(tmp_path):

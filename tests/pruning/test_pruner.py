@@ -13,8 +13,8 @@ from toy_models import FAMILIES, assert_same_tensors, toy_model, toy_windows, we
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, linear_layers
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 

@@ -6,13 +6,9 @@ import pytest
 import torch
 from toy_models import assert_same_tensors, toy_model, toy_windows
 
-from prunevolve.pruning.masks import Row, Target
-from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import make_recipe
-from prunevolve.pruning.reconstruct import Lesson, reconstruct
-from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Texts
+from prunevolve import prune
+from prunevolve.pruning.masks import Row
+from prunevolve.pruning.reconstruct import Examples, reconstruct
 
 
 class Block(torch.nn.Module):
@@ -37,26 +33,28 @@ def pruned():
         mask = Row().mask(layer.weight.abs(), 0.5)
         weights[name] = layer.weight * ~mask
     windows = torch.randn(16, 1, 32, 16)
-    lesson = Lesson(16, lambda i: windows[i] * 1.01, lambda i: block(windows[i]), lambda b, x: b(x))
-    return block, weights, lesson
+    examples = Examples(
+        16, lambda i: windows[i] * 1.01, lambda i: block(windows[i]), lambda b, x: b(x)
+    )
+    return block, weights, examples
 
 
 @torch.no_grad()
-def error_of(weights, lesson):
+def error_of(weights, examples):
     copy = Block()
     copy.attention.weight.data, copy.mlp.weight.data = weights.values()
-    gaps = [copy(lesson.input(i)) - lesson.target(i) for i in range(lesson.windows)]
+    gaps = [copy(examples.input(i)) - examples.target(i) for i in range(examples.windows)]
     return float(torch.stack(gaps).square().mean())
 
 
 def test_error_falls_and_zeros_and_what_is_given_stay(pruned):
-    block, weights, lesson = pruned
+    block, weights, examples = pruned
     before = {name: weight.clone() for name, weight in weights.items()}
     dense = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-    trained, errors = reconstruct("block", block, weights, lesson)
+    trained, errors = reconstruct("block", block, weights, examples)
     assert_same_tensors(weights, before)
     assert_same_tensors(block.state_dict(), dense)
-    assert error_of(trained, lesson) < 0.7 * error_of(weights, lesson)
+    assert error_of(trained, examples) < 0.7 * error_of(weights, examples)
     for name, weight in weights.items():
         assert torch.equal(trained[name] == 0, weight == 0), name
     assert list(errors) == ["attention", "mlp"]
@@ -72,42 +70,42 @@ def test_seed_decides_the_result(pruned):
 
 
 def test_weights_that_cannot_get_better_are_kept(pruned, monkeypatch):
-    block, weights, lesson = pruned
+    block, weights, examples = pruned
     monkeypatch.setattr("prunevolve.pruning.reconstruct.RATE", 100.0)
-    trained, errors = reconstruct("block", block, weights, lesson)
+    trained, errors = reconstruct("block", block, weights, examples)
     assert_same_tensors(trained, weights)
     assert [len(of_part) for of_part in errors.values()] == [2, 2]
-    trained, errors = reconstruct("block", block, weights, replace(lesson, windows=1))
+    trained, errors = reconstruct("block", block, weights, replace(examples, windows=1))
     assert_same_tensors(trained, weights)
     assert errors == {}
 
 
 @pytest.mark.parametrize("first", [1, 5])
 def test_weights_whose_error_is_nan_are_not_kept(pruned, first):
-    block, weights, lesson = pruned
+    block, weights, examples = pruned
     runs = []
 
     def overflows(module, hidden):
         runs.append(hidden)
         return module(hidden) * (torch.nan if len(runs) > first else 1)
 
-    trained, errors = reconstruct("block", block, weights, replace(lesson, run=overflows))
+    trained, errors = reconstruct("block", block, weights, replace(examples, run=overflows))
     assert_same_tensors(trained, weights)
     assert [len(of_part) for of_part in errors.values()] == [2, 2]
 
 
 def test_every_window_is_trained_on_or_held_back(pruned):
-    block, weights, lesson = pruned
+    block, weights, examples = pruned
     asked = []
 
     def one_of_many(window):
         asked.append(window)
-        return lesson.input(window % lesson.windows)
+        return examples.input(window % examples.windows)
 
     def target(window):
-        return lesson.target(window % lesson.windows)
+        return examples.target(window % examples.windows)
 
-    many = Lesson(100, one_of_many, target, lesson.run)
+    many = Examples(100, one_of_many, target, examples.run)
     reconstruct("block", block, weights, many)
     assert set(asked) == set(range(100))
 
@@ -118,8 +116,7 @@ def test_pruned_model_comes_nearer_to_the_dense_one():
     def outputs(update):
         model = toy_model("llama")
         if update:
-            recipe = make_recipe(Metric.parse("mul(W, G)"), Target(0.6, Row()), update=update)
-            prune(ResidentStore(model), recipe, Texts(windows))
+            prune(model, "mul(W, G)", windows, sparsity=0.6, update=update)
         with torch.no_grad():
             return model(windows, output_hidden_states=True).hidden_states[-1]
 

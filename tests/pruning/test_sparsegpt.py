@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from prunevolve.pruning.masks import DegenerateScores, NOfM
+from prunevolve.pruning.masks import NOfM
+from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.pruning.sparsegpt import choose_given, choose_lowest, choose_n_of_m, solve
 from prunevolve.pruning.statistics import DAMPING
 
@@ -34,11 +35,11 @@ def step_by_step(weight, gram, mask):
     return weight
 
 
-@pytest.mark.parametrize("width", [1, 7, 16, 128])
-def test_update_equals_the_removal_of_one_weight_after_the_other(width):
+@pytest.mark.parametrize("blocksize", [1, 7, 16, 128])
+def test_update_equals_the_removal_of_one_weight_after_the_other(blocksize):
     weight, gram = layer()
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
-    solved, _ = solve(weight, gram.clone(), choose_given(mask), width)
+    solved, _ = solve(weight, gram.clone(), choose_given(mask), blocksize)
     torch.testing.assert_close(solved.double(), step_by_step(weight, gram, mask), atol=1e-4, rtol=0)
     assert torch.equal(solved == 0, mask)
 
@@ -59,7 +60,7 @@ def test_own_choice_removes_exactly_the_fraction_of_the_layer(fraction):
 
 def test_own_choice_removes_what_costs_least_and_beats_one_by_magnitude():
     weight, gram = layer()
-    solved, _ = solve(weight, gram, choose_lowest(0.5), width=8)
+    solved, _ = solve(weight, gram, choose_lowest(0.5), blocksize=8)
     smallest = weight.abs() < weight.abs().median()
     by_magnitude, _ = solve(weight, gram, choose_given(smallest))
     assert error_of(solved - weight, gram) < error_of(by_magnitude - weight, gram)
@@ -73,9 +74,9 @@ def test_own_choice_sees_the_changes_so_far():
         costs.append(cost.clone())
         return choose_lowest(0.5)(cost, start)
 
-    solve(weight, gram, choose, width=20)
+    solve(weight, gram, choose, blocksize=20)
     first, second = costs
-    solve(weight, gram, lambda cost, start: costs.append(cost) or cost < -1, width=20)
+    solve(weight, gram, lambda cost, start: costs.append(cost) or cost < -1, blocksize=20)
     assert torch.equal(costs[2], first) and not torch.equal(costs[3], second)
 
 
@@ -101,6 +102,10 @@ def test_damping_that_grows_is_told():
     # 1% of the mean is 0.5, and 2 are too few; tenfold is enough.
     solved, grown = solve(weight, gram, choose_lowest(0.5))
     assert torch.isfinite(solved).all() and grown == 1
+    broken = weight.clone()
+    broken[3, 5] = torch.nan
+    with pytest.raises(DegenerateScores, match="scores must be finite"):
+        solve(broken, gram, choose_lowest(0.5))
     gram[5, 5] = torch.inf
     with pytest.raises(DegenerateScores, match="the Gram matrix of its inputs has no "):
         solve(weight, gram, choose_lowest(0.5))

@@ -20,14 +20,13 @@ from toy_models import (
 from transformers import AutoModelForCausalLM
 
 from prunevolve.pruning.checkpoint import Checkpoint, DiskOffload, read_tensor, write_tensors
-from prunevolve.pruning.embed_and_head import BlockCall
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import load_config, load_model, outside_blocks
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import FolderStore, ResidentStore
-from prunevolve.pruning.stream import Texts
+from prunevolve.pruning.stream import BlockCall, Texts
 
 MAGNITUDE, WANDA, SNIP = "W", "mul(W, sqrt(X))", "mul(W, G)"
 ALL_SOURCES = "mul(W, add(G, add(X, abs(M))))"

@@ -23,8 +23,8 @@ from toy_setup import (
 from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import load_model
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import Texts
 from prunevolve.search.evaluator import SLACK, Evaluator
@@ -57,7 +57,7 @@ def staged(evaluator, *stages):
     config = experiment.config.model_copy(update={"search": search})
     made = Evaluator(replace(experiment, config=config))
     for subject, resident in enumerate(evaluator.residents):
-        made.use_statistics(subject, resident.statistics.to_tensors())
+        made.use_statistics(subject, resident.statistics)
     made.use_scale(evaluator.scale)
     return made
 
@@ -219,7 +219,7 @@ def plenty():
 @pytest.mark.parametrize("group", ["row", "model"])
 def test_scores_made_again_change_nothing(plenty, group):
     sparing = Evaluator(with_memory(True))
-    sparing.use_statistics(0, plenty.residents[0].statistics.to_tensors())
+    sparing.use_statistics(0, plenty.residents[0].statistics)
     sparing.use_scale(plenty.scale)
     assert sparing.digests == plenty.digests
     for metric in (SNIP.metric, WANDA.metric):
@@ -232,7 +232,7 @@ def test_collected_matrices_are_rounded_once_and_scores_stay_fp32(plenty):
     rounded = rounding.collect_statistics(0)
     rounding.use_statistics(0, rounded)
     rounding.use_scale(plenty.scale)
-    exact = plenty.residents[0].statistics.to_tensors()
+    exact = plenty.residents[0].statistics
     assert rounded.keys() == exact.keys()
     for name, tensor in rounded.items():
         expected = exact[name].cpu()
@@ -252,7 +252,7 @@ def test_losses_that_are_not_finite_are_none_and_refused_of_the_dense_model(
     evaluator, tiny_llama_dir, tmp_path
 ):
     broken = Evaluator(evaluator.experiment)
-    broken.use_statistics(0, evaluator.residents[0].statistics.to_tensors())
+    broken.use_statistics(0, evaluator.residents[0].statistics)
     norm = broken.residents[0].store.model.model.norm
     for value in (1e6, torch.nan):  # losses of thousands of nats, whose perplexity is infinite
         norm.weight.data.fill_(value)

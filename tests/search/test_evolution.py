@@ -14,8 +14,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prunevolve.configs.schema import Search
-from prunevolve.pruning.masks import DegenerateScores
 from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.population import State

@@ -7,8 +7,9 @@ import pytest
 import torch
 from refusals import refusal
 
-from prunevolve.pruning.masks import GROUPS, DegenerateScores, NOfM, Row, Target, group_of
+from prunevolve.pruning.masks import GROUPS, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 
 HALF = Target(0.5, Row())

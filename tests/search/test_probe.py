@@ -5,19 +5,19 @@ import torch
 
 from prunevolve.pruning.masks import GROUPS, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.statistics import Statistics
 from prunevolve.search.fingerprint import Probe, probe_mask, take_probe
 
 HALF = Target(0.5, Row())
 
 
-def model_tensors(blocks: int, rows: int) -> tuple[dict[str, torch.Tensor], Statistics]:
+def model_tensors(
+    blocks: int, rows: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     names = [f"layers.{i}.{part}" for i in range(blocks) for part in ("mlp.up", "attn.q")]
     count = torch.arange(float(rows))[:, None]
     weights = {name: (count + i / 10).expand(rows, 4).bfloat16() for i, name in enumerate(names)}
-    X = {name: torch.ones(1, 4) for name in names}
-    G = {name: count.expand(rows, 4) * 2 for name in names}
-    return weights, Statistics(X=X, G=G)
+    X = {f"X/{name}": torch.ones(1, 4) for name in names}
+    return weights, X | {f"G/{name}": count.expand(rows, 4) * 2 for name in names}
 
 
 @pytest.mark.parametrize(("blocks", "taken"), [(12, (0, 11, 6)), (1, (0,))])
@@ -43,7 +43,7 @@ def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, taken):
 
 def test_take_probe_takes_as_much_of_every_layer_as_the_smallest_has():
     weights = {"layers.0.up": torch.ones(20, 64), "layers.0.down": torch.ones(64, 20)}
-    statistics = Statistics(X={name: torch.ones(1, w.shape[1]) for name, w in weights.items()})
+    statistics = {f"X/{name}": torch.ones(1, w.shape[1]) for name, w in weights.items()}
     probe = Probe.from_tensors(take_probe(weights, statistics, ["layers.0"]))
     assert probe.terminals["W"].shape == (2, 16, 20)
     assert probe.terminals["X"].shape == (2, 1, 20)
@@ -59,8 +59,8 @@ def test_take_probe_takes_as_much_of_every_layer_as_the_smallest_has():
 )
 def test_take_probe_takes_evenly_spaced_inputs_and_whole_groups_of_a_pattern(targets, taken):
     weights = {"layers.0.up": torch.arange(64.0).expand(3, 64)}
-    X = {"layers.0.up": torch.arange(64.0)[None]}
-    tensors = take_probe(weights, Statistics(X=X), ["layers.0"], targets)
+    statistics = {"X/layers.0.up": torch.arange(64.0)[None]}
+    tensors = take_probe(weights, statistics, ["layers.0"], targets)
     assert tensors["W/layers.0.up"].shape == (3, 32)
     assert tensors["W/layers.0.up"][0, : len(taken)].tolist() == taken
     assert torch.equal(tensors["X/layers.0.up"], tensors["W/layers.0.up"][:1])

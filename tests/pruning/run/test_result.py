@@ -14,8 +14,8 @@ from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
+from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.recipe import Recipe
 from prunevolve.pruning.run import result
 from prunevolve.pruning.run.result import (
     check_output_folder,
@@ -24,7 +24,7 @@ from prunevolve.pruning.run.result import (
     save_papers,
 )
 from prunevolve.pruning.run.verify import FolderMismatchError, Inspector, verify_result
-from prunevolve.pruning.store import FolderStore, all_layers
+from prunevolve.pruning.store import FolderStore
 from prunevolve.pruning.stream import Texts
 
 PLACE = {"corpus": "/home/me/own.txt + c4", "split": "all", "windows": 2, "length": 8, "tokens": 16}
@@ -36,7 +36,6 @@ MEASURED = {
     "warnings": [],
 }
 HALF_OF_ROWS = Target(0.5, Row())
-NO_WINDOWS = torch.empty(0, 8, dtype=torch.int64)
 SHARD = "model-00002-of-00003.safetensors"
 """Of the first block: the one before it holds all that is in no block."""
 FIRST = "model.layers.0.self_attn.q_proj"
@@ -56,7 +55,7 @@ def store_of(dense, folder):
 
 def recipe_of(model, target):
     recipe = {"model": model, "metric": "W", "sparsity": target.sparsity, "calibration": None}
-    recipe |= {"allocation": "uniform", "refine": "none", "update": "none"}
+    recipe |= {"allocation": "uniform", "update": "none"}
     return recipe | {"group": target.group_name, "pattern": target.pattern_text}
 
 
@@ -66,8 +65,8 @@ def saved(dense):
 
     def save(folder, target=HALF_OF_ROWS, name=None, **measured):
         store = store_of(dense, folder)
-        prune(store, Recipe(Metric("W"), target), Texts(NO_WINDOWS))
-        inspector = Inspector(store.config, all_layers(store), target, {})
+        prune(store, Recipe(Metric("W"), target), Texts())
+        inspector = Inspector(store.config, [*linear_layers(store.model)], target, {})
         save_model(store, inspector)
         save_papers(folder, recipe_of(name or str(dense), target), MEASURED | measured, inspector)
         return json.loads((folder / "pruning_report.json").read_text())
@@ -134,7 +133,7 @@ def test_save_result_refuses_a_dense_model(tmp_path, dense):
     store = store_of(dense, tmp_path)
     for block in store.blocks:
         store.write(block, {})
-    inspector = Inspector(store.config, all_layers(store), HALF_OF_ROWS, {})
+    inspector = Inspector(store.config, [*linear_layers(store.model)], HALF_OF_ROWS, {})
     with pytest.raises(ValueError, match=f"layer {FIRST} is not 0.5 per row"):
         save_model(store, inspector)
     assert not (tmp_path / "pruning_report.json").exists()
