@@ -163,7 +163,10 @@ class Loaded:
     def perplexities(self) -> dict[str, float]:
         """Return the perplexity by kind of text."""
         store = ResidentStore(self._model)
-        return {kind: perplexity(window_losses(store, text)) for kind, text in self._tests.items()}
+        return {
+            kind: perplexity(window_losses(store.states(text), store.logits, text))
+            for kind, text in self._tests.items()
+        }
 
     def pruned(self, criterion: Criterion) -> dict[str, float]:
         """Return the perplexity by cell: prune for each target, measure, restore the weights."""

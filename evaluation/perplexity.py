@@ -6,44 +6,29 @@ would be a different, larger number.)
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-class LanguageModel(Protocol):
-    """Yields each window's states that enter the head, (T, hidden_size), and some tokens' logits
-    at a time, (tokens, vocabulary) in fp32: a batch's would dwarf everything else in memory.
-    """
-
-    def states(self, windows: Tensor) -> Iterator[Tensor]: ...
-    def logits(self, states: Tensor) -> Iterator[Tensor]: ...
-
-
 @torch.inference_mode()
 def window_losses(
-    model: LanguageModel, windows: Tensor, on_window: Callable[[int], None] = lambda done: None
-) -> Tensor:
-    """Return each window's mean NLL in nats per predicted token, (N,), fp64 on the CPU.
-
-    Args:
-        windows: Token ids, (N, T) with T of 2 or more.
-        on_window: Called after each window with the number of windows done.
-    """
-    return losses_of(model.states(windows), model.logits, windows, on_window)
-
-
-@torch.inference_mode()
-def losses_of(
     states: Iterable[Tensor],
     logits: Callable[[Tensor], Iterable[Tensor]],
     windows: Tensor,
     on_window: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Return what `window_losses` returns, from states that a model made of the windows."""
+    """Return each window's mean NLL in nats per predicted token, (N,), fp64 on the CPU.
+
+    Args:
+        states: What enters the head for each window, (T, hidden_size).
+        logits: Makes logits of states, some tokens' at a time, (tokens, vocabulary) in fp32: a
+            batch's would dwarf everything else in memory.
+        windows: Token ids, (N, T) with T of 2 or more.
+        on_window: Called after each window with the number of windows done.
+    """
     losses = []
     for done, (hidden, window) in enumerate(zip(states, windows, strict=True), 1):
         targets, start = window[1:].to(hidden.device), 0

@@ -23,7 +23,7 @@ from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import DegenerateScores, check_extremes, extremes
 from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, exact_fp32, of_layer
 from prunevolve.pruning.store import Store
-from prunevolve.pruning.stream import Stream, Texts
+from prunevolve.pruning.stream import Stream, Texts, logits_in_parts
 
 Record = Callable[[str, JsonObject], object]
 """Called with a kind of something that was found out, and with it by block or layer."""
@@ -55,7 +55,7 @@ def prune(
             whole model.
         record: Called with `shares` and what the recipe's allocation gives each layer, before the
             first block is pruned; with `training` and a block's errors by part; with `damping` and
-            how many times that of a layer's Gram matrix grew, if it did.
+            how many times that of a layer's Gram matrix grew, if it did; with `losses` of a stream.
 
     Raises:
         DegenerateScores: If a layer's scores are not finite or constant, or its Gram matrix has
@@ -202,13 +202,24 @@ class _Walk:
         with self.store.outside() if self.streams else nullcontext():
             for name, stream in list(self.streams.items()):
                 if name in self.texts.evaluations:
-                    stream.end(self.store.model, self.texts.measure)
+                    self._measure(stream)
                 elif each.keeps_inputs:
                     stream.differentiate(self.store.model)
                     continue
                 else:
                     stream.drop(0 if each.name == "backward" else len(self.store.blocks))
                 del self.streams[name]
+
+    def _measure(self, stream: Stream) -> None:
+        model, stage, total = self.store.model, f"{stream.name} perplexity", len(stream.windows)
+        assert self.texts.losses
+        losses = self.texts.losses(
+            stream.leave(model),
+            partial(logits_in_parts, model),
+            stream.windows,
+            lambda done: self.on_progress(stage, done, total),
+        )
+        self.record("losses", {stream.name: losses.tolist()})
 
     def _take(self, step: Step, block: str, module: nn.Module) -> None:
         """Take a step at an open block."""

@@ -115,7 +115,8 @@ class Resident:
 
     def losses(self, role: str, start: int = 0, end: int | None = None) -> list[float]:
         """Return the mean NLL of a text's windows `start` to `end`, in nats per token."""
-        return window_losses(self.store, self.tokens[role][start:end]).tolist()
+        windows, store = self.tokens[role][start:end], self.store
+        return window_losses(store.states(windows), store.logits, windows).tolist()
 
     def dense_losses(self, role: str) -> list[float]:
         """Return `losses` of the dense model; raise ValueError if one is not finite."""

@@ -9,9 +9,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from search_process import started
+from toy_models import losses_in
 
 from prunevolve.configs import schema
-from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import NOfM, Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
@@ -173,13 +173,13 @@ def test_selection_of_two_tasks_is_their_mean_relative_rise_by_weight(on_two_tas
     (subject,) = experiment.read_texts().subjects
     windows = subject.windows
     text = windows["selection"].tokens
-    dense = window_losses(ResidentStore(load_model("embedded", "float32")), text)
+    dense = losses_in(ResidentStore(load_model("embedded", "float32")), text)
 
     def rise(criterion, pattern):
         store = ResidentStore(load_model("embedded", "float32"))
         recipe = Recipe(criterion.metric, Target(0.5, pattern or group_of(criterion.group)))
         prune(store, recipe, Texts(windows["calibration"].tokens))
-        rises = window_losses(store, text) - dense
+        rises = losses_in(store, text) - dense
         return rises.mean().item(), rises.std().item() / math.sqrt(len(rises))
 
     best = Criterion.parse(winner["metric"], winner["group"])
@@ -212,7 +212,7 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
     assert all(step["name"].partition("-")[0] == index for step in summary["path"])
     text = resolve(schema.load(run / "config.yaml", [])).read_texts().subjects[1].windows
 
-    dense = window_losses(
+    dense = losses_in(
         ResidentStore(load_model(str(tiny_llama_dir), "float32")), text["selection"].tokens
     )
 
@@ -220,7 +220,7 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
         store = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
         target = Target(0.6, group_of(criterion.group))
         prune(store, Recipe(criterion.metric, target), Texts(text["calibration"].tokens))
-        return (window_losses(store, text["selection"].tokens) - dense).mean().item()
+        return (losses_in(store, text["selection"].tokens) - dense).mean().item()
 
     best, second, *_ = standings
     values = [rise(Criterion.parse(one["metric"], one["group"])) for one in (best, second)]

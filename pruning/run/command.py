@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from prunevolve.command_line import PRUNE
 from prunevolve.evaluation import zero_shot
-from prunevolve.evaluation.perplexity import losses_of, perplexity, perplexity_error
+from prunevolve.evaluation.perplexity import perplexity, perplexity_error, window_losses
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject, finite
@@ -134,7 +134,7 @@ def evaluate(request: Measurement) -> JsonObject:
         store = ResidentStore(live)
         # One window at a time, as a pruning does: a batch of them is rounded differently.
         states = chain.from_iterable(map(store.states, tokens.split(1)))
-        losses = losses_of(
+        losses = window_losses(
             states, store.logits, tokens, lambda done: progress("perplexity", done, len(tokens))
         )
         scores = zero_shot.evaluate_tasks(live, model.tokenizer, tasks) if tasks else None
@@ -174,15 +174,6 @@ def _carry_out(
         inspector.look(path)
         work.keep("sha256", inspector.sums)
 
-    def measure(
-        name: str, states: Iterator[Tensor], logits: Callable[[Tensor], Iterator[Tensor]]
-    ) -> None:
-        stage, total = f"{name} perplexity", len(tokens)
-        losses = losses_of(states, logits, tokens, lambda done: progress(stage, done, total))
-        if not losses.isfinite().all():
-            store.checkpoint.check_finite()  # else a value overflows in this dtype
-        work.keep("losses", {name: losses.tolist()})
-
     def score(name: str, place: str) -> None:
         if tasks and name not in run.zero_shot:
             live = load_model(place, model.dtype, model.device)
@@ -191,11 +182,9 @@ def _carry_out(
             progress(f"{name} zero-shot", 1, 1)
 
     store.on_shard = look
-    texts = Texts(
-        windows["calibration"].tokens if "calibration" in windows else None,
-        {name: tokens for name in ("dense", "pruned") if name not in run.losses},
-        measure,
-    )
+    calibration = windows["calibration"].tokens if "calibration" in windows else None
+    left = [name for name in ("dense", "pruned") if name not in run.losses]
+    texts = Texts(calibration, dict.fromkeys(left, tokens), window_losses)
     on_disk = job.plan.on_disk
     if statistics is None and "statistics" in on_disk:
         statistics = DiskOffload(work.statistics)
@@ -206,6 +195,8 @@ def _carry_out(
     except DegenerateScores:
         store.checkpoint.check_finite()  # else it is the metric's fault
         raise
+    if any(None in losses for losses in run.losses.values()):
+        store.checkpoint.check_finite()  # else a value overflows in this dtype
     work.forget_work()
     save_model(store, inspector, progress)
     score("pruned", str(work.result))

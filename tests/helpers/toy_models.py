@@ -23,6 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.models import linear_layers
 
 # On matrices this small a second thread costs more than it does.
@@ -113,3 +114,8 @@ def assert_same_tensors(actual: Mapping[str, Tensor], expected: Mapping[str, Ten
 def tensors_of(folder: Path) -> dict[str, Tensor]:
     """Return all tensors in a folder's files by published name."""
     return {name: t for path in folder.glob("*.safetensors") for name, t in load_file(path).items()}
+
+
+def losses_in(store, windows, *on_window):
+    """Return each window's mean NLL in a resident model."""
+    return window_losses(store.states(windows), store.logits, windows, *on_window)

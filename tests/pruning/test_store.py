@@ -19,6 +19,7 @@ from toy_models import (
 )
 from transformers import AutoModelForCausalLM
 
+from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.checkpoint import Checkpoint, DiskOffload, read_tensor, write_tensors
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
@@ -184,7 +185,8 @@ def test_store_opens_one_block_or_the_outside(tmp_path, monkeypatch, propagation
 
     monkeypatch.setattr(BlockCall, "run", watched)
     windows = {name: toy_windows(2) for name in ("dense", "pruned")}
-    prune(made, recipe_of(propagation, metric, "row"), Texts(toy_windows(), windows))
+    texts = Texts(toy_windows(), windows, window_losses)
+    prune(made, recipe_of(propagation, metric, "row"), texts)
     # A block that is written when it is first opened is never held.
     assert most[0] == (3 if held and metric == ALL_SOURCES else 1)
     assert outside_is_meta(made) == {True}
@@ -192,23 +194,24 @@ def test_store_opens_one_block_or_the_outside(tmp_path, monkeypatch, propagation
 
 
 def test_evaluation_windows_are_measured_before_and_after(dense, tmp_path):
-    folder, seen = dense("llama"), {}
+    folder, seen = dense("llama"), []
 
-    def measure(name, states, head):
-        seen[name] = [torch.cat(list(head(state))) for state in states]
+    def losses(states, logits, windows, on_window):
+        seen.append(torch.stack([torch.cat(list(logits(state))) for state in states]))
+        return torch.zeros(len(windows))
 
     windows = toy_windows(2, seed=5)
-    texts = Texts(toy_windows(), {"dense": windows, "pruned": windows}, measure)
+    texts = Texts(toy_windows(), {"dense": windows, "pruned": windows}, losses)
     for metric, propagation in product((WANDA, ALL_SOURCES), ("one-shot", "sequential")):
         shards = tmp_path / f"{metric[:8]} {propagation}"
         shards.mkdir()
         recipe = recipe_of(propagation, metric, "row")
         prune(opened(folder, shards), recipe, texts)
         resident = ResidentStore(load_model(str(folder), "float32"))
-        for name in ("dense", "pruned"):
+        for _ in ("dense", "pruned"):
             with torch.no_grad():
                 expected = resident.model(input_ids=windows).logits
-            torch.testing.assert_close(torch.stack(seen.pop(name)), expected)
+            torch.testing.assert_close(seen.pop(0), expected)
             prune(resident, recipe, Texts(toy_windows()))
 
 
