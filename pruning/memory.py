@@ -57,25 +57,15 @@ is given back at once."""
 
 @dataclass(frozen=True)
 class Plan:
-    """How a pruning is carried out.
+    """How a pruning is carried out."""
 
-    Attributes:
-        passes: Each pass, and what it holds beside the libraries and what is put aside.
-        peak: The bound of what is in the host's memory at any time.
-        budget: What may be there.
-        resident: Whether blocks stay in memory once they were opened.
-        aside: What is put aside, hidden states and statistics.
-        on_disk: Which of it on disk.
-        disk: What the result and that take there.
-    """
-
-    passes: tuple[tuple[Pass, int], ...]
-    peak: int
-    budget: int
-    resident: bool
-    aside: dict[str, int]
-    on_disk: list[str]
-    disk: int
+    passes: tuple[tuple[Pass, int], ...]  # what each holds beside libraries and what is put aside
+    peak: int  # the bound of what is in the host's memory at any time
+    budget: int  # what may be there
+    resident: bool  # whether blocks stay in memory once they were opened
+    aside: dict[str, int]  # hidden states and statistics, which are put aside
+    on_disk: list[str]  # which of these go to disk
+    disk: int  # what they and the result take there
 
     def lines(self) -> list[str]:
         """Return the plan in words: how, the passes in order, and what is put aside."""
@@ -184,8 +174,8 @@ def put_aside(
     hidden_size: int = model.shapes.config.get_text_config().hidden_size
     waits = frozenset[str]().union(*(one.terminals for one in passes if not one.prunes))
     statistics = sum(
-        4 * (layer.out_features if by_row else 1) * (layer.in_features if by_column else 1)
-        for by_row, by_column in (TERMINALS[terminal].shape for terminal in waits)
+        4 * math.prod(TERMINALS[terminal].shape.sizes(*layer.weight.shape))
+        for terminal in waits
         for block in layers
         for layer in block
     )

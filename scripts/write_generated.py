@@ -106,7 +106,7 @@ def passes(words: str) -> tuple[Pass, ...]:
     recipe = given.pop("recipe", None)
     request = Request(**(read_recipe(recipe, None) if recipe else given))
     criterion, _ = resolve_metric(str(request.metric))
-    made = recipe_of(request, criterion, own_masks=False)
+    made = recipe_of(request, criterion)
     return passes_of(made, made.dense_terminals)
 
 

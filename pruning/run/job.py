@@ -41,25 +41,18 @@ FEW = "{} calibration windows are few for a reconstruction: it brings more with 
 
 @dataclass(frozen=True)
 class Job:
-    """A request that can be carried out.
+    """A request that can be carried out."""
 
-    Attributes:
-        request: With what its names stand for: a hub model's commit, the metric's formula and
-            group, the dtype, the window's length.
-        texts: The texts to read, by role: `calibration`, unless the metric needs none, and those of
-            `evaluation`.
-        plan_lines: The plan in words, and what the metric was found on if its file says so.
-        warnings: Reasons to trust the perplexities less.
-    """
-
+    # With what its names stand for: a hub model's commit, the metric's formula and group, the
+    # dtype, the window's length.
     request: Request
     model: UnloadedModel
     recipe: Recipe
-    texts: Mapping[str, tuple[Text, ...]]
+    texts: Mapping[str, tuple[Text, ...]]  # `calibration`, unless it needs none, and `evaluation`
     out: Path
     plan: Plan
-    plan_lines: list[str]
-    warnings: list[str]
+    plan_lines: list[str]  # the plan in words, and what the metric was found on if its file says so
+    warnings: list[str]  # reasons to trust the perplexities less
 
     def __str__(self) -> str:
         target, request = self.recipe.target, self.request
@@ -84,18 +77,21 @@ def make_job(request: Request, resume: bool) -> Job:
     recipe = recipe_of(request, criterion, own_masks=request.metric == SPARSEGPT)
     model = resolve(request, recipe.has_gradients)
     check_layers(model.shapes, recipe.target)
-    texts = {
-        "calibration": calibration_texts(request, model.seqlen),
-        "evaluation": evaluation_texts(request, model.seqlen),
-    }
-    for text in texts["calibration"] + texts["evaluation"]:
+    calibration = calibration_texts(request, model.seqlen)
+    evaluation = evaluation_texts(request, model.seqlen)
+    for text in calibration + evaluation:
         text.check()
+    texts = {"calibration": calibration, "evaluation": evaluation}
     if not (recipe.dense_terminals or recipe.follows):
         del texts["calibration"]
-    evaluated = [x.windows or x.most or TEST_TOKENS // model.seqlen for x in texts["evaluation"]]
-    calibration = request.samples if "calibration" in texts else 0
-    whole = bool(request.tasks)
-    plan = plan_pruning(model, recipe, calibration, sum(evaluated), request.max_memory, whole)
+    plan = plan_pruning(
+        model,
+        recipe,
+        request.samples if "calibration" in texts else 0,
+        sum(x.windows or x.most or TEST_TOKENS // model.seqlen for x in evaluation),
+        request.max_memory,
+        whole=bool(request.tasks),
+    )
     out = Path(request.out or "")
     if request.out:
         check_output_folder(out, plan.disk, resume)
@@ -123,15 +119,8 @@ def resolve(request: Measurement, gradients: bool = False) -> UnloadedModel:
         return resolve_model(str(request.model), *options, gradients)
 
 
-def recipe_of(method: Method, criterion: Criterion, own_masks: bool) -> Recipe:
-    """Return the recipe of a method with a metric.
-
-    Args:
-        own_masks: Whether SparseGPT makes the masks as it goes.
-
-    Raises:
-        ValueError: If a name is unknown, or parts do not fit each other; one line.
-    """
+def recipe_of(method: Method, criterion: Criterion, own_masks: bool = False) -> Recipe:
+    """Return the recipe of a method with a metric; SparseGPT may make its own masks as it goes."""
     target = resolve_target(method.pattern, method.sparsity, method.group, criterion.group)
     if own_masks and target.group_name not in (None, "layer"):
         raise ValueError(

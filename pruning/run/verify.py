@@ -35,20 +35,13 @@ class FolderMismatchError(ValueError):
 
 @dataclass(frozen=True)
 class LayerCount:
-    """What is in the saved weight of one layer.
-
-    Attributes:
-        name: Qualified name of the layer in the model.
-        zeros: Number of zero weights.
-        size: Number of weights.
-        pattern_ok: Whether every group of an n:m pattern, every row (group `row`) or the matrix
-            (group `layer`) has the zeros that were asked for. Group `model` asks nothing of a
-            single layer: True.
-    """
+    """What is in the saved weight of one layer."""
 
     name: str
     zeros: int
     size: int
+    # Whether every group of an n:m pattern, every row (group `row`) or the matrix (group `layer`)
+    # has the zeros that were asked for. Group `model` asks nothing of a single layer: True.
     pattern_ok: bool
 
     @staticmethod
@@ -67,12 +60,8 @@ class Inspector:
 
     Args:
         names: The prunable layers, in order.
-        target: What was asked for.
         shares: The fraction of each layer that goes, where it is not the target's; looked up when
             the layer is.
-
-    Attributes:
-        sums: The sha256 of each shard that was looked at, by name.
     """
 
     def __init__(
@@ -88,7 +77,7 @@ class Inspector:
             for name in names
             for published in published_names(config, f"{name}.weight")
         }
-        self.sums: dict[str, str] = {}
+        self.sums: dict[str, str] = {}  # sha256 of the shards by name
         self._counts: dict[str, LayerCount] = {}
 
     def look(self, path: Path, known: str | None = None) -> None:

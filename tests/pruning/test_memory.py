@@ -28,7 +28,7 @@ class Held:
 
     def __init__(self, metric="mul(W, G)", group="row", device="cpu", tokens=TOKENS, **methods):
         criterion = Criterion.parse(metric, group)
-        recipe = recipe_of(Method(**methods), criterion, own_masks=False)
+        recipe = recipe_of(Method(**methods), criterion)
         kinds = {"dtype": "float32", "own_dtype": "bfloat16", "device": device}
         kinds |= {"shapes": toy_model("llama"), "seqlen": tokens, "file_size": 1000}
         model = SimpleNamespace(**kinds)
