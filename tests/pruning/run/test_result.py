@@ -221,12 +221,14 @@ def test_verify_result_names_what_was_altered_in_a_paper(tmp_path, saved, name, 
         (".", 1, "is not empty: name a new folder"),
         ("begun", 1, "begun' is unfinished: go on with --resume "),
         ("file/below", 1, "file is a file; name a new folder"),
+        ("link", 1, "link' is a broken link: name a new folder"),
         ("new", 10**18, r"needs 1000000000\.0 GB, and its disk has "),
     ],
 )
 def test_check_output_folder_names_what_does_not_fit(tmp_path, name, size, message):
     (tmp_path / "file").touch()
     (tmp_path / "begun" / ".unfinished").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FolderMismatchError, match=message):
         check_output_folder(tmp_path / name, size)
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "begun"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "begun", "link"}
