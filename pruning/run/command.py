@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from prunevolve.command_line import PRUNE
 from prunevolve.evaluation import zero_shot
-from prunevolve.evaluation.perplexity import perplexity, perplexity_error, window_losses
+from prunevolve.evaluation.perplexity import measured, not_finite, window_losses
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import DiskOffload, Offload
-from prunevolve.pruning.json_file import JsonObject, finite
+from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.models import hub_id, linear_layers, load_model
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
@@ -93,15 +92,15 @@ def apply(job: Job) -> JsonObject:
         if not (work.result / REPORT).exists():  # else it has only to be moved to its place
             inspector = _carry_out(job, windows, tasks, store, statistics, work, progress)
             recipe |= {"shares": work.run.shares} if work.run.shares else {}
-            found = _found(work.run, evaluation, model.dtype, warnings)
-            save_papers(work.result, recipe, found, inspector)
+            report = _report(work.run, evaluation, model.dtype, warnings)
+            save_papers(work.result, recipe, report, inspector)
         report = publish(job.out)
     _say("warning", [line for line in report["warnings"] if line not in warnings])
-    told = _told(job.out, report) | {"group": job.recipe.target.group_name}
+    answer = _answer(job.out, report) | {"group": job.recipe.target.group_name}
     print(*measured_lines(report), sep="\n")
-    print(f"saved: {job.out} ({_counts(told)})")
+    print(f"saved: {job.out} ({_counts(answer)})")
     print(f"verify: {PRUNE} --verify {shlex.quote(str(job.out))}")
-    return told
+    return answer
 
 
 def finished(folder: Path) -> JsonObject | None:
@@ -110,15 +109,15 @@ def finished(folder: Path) -> JsonObject | None:
         return None
     report = publish(folder)  # a kill may have come before its end
     print(f"{folder}: finished; nothing to do")
-    return _told(folder, report)
+    return _answer(folder, report)
 
 
 def verify(folder: Path) -> JsonObject:
     """Check a pruned model's folder against its report; return what `--json` prints."""
     with shown_progress(on_stderr()) as progress:
-        told = _told(folder, verify_result(folder, progress))
-    print(f"{folder}: {_counts(told)}; counts and checksums are as reported")
-    return told
+        answer = _answer(folder, verify_result(folder, progress))
+    print(f"{folder}: {_counts(answer)}; counts and checksums are as reported")
+    return answer
 
 
 def evaluate(request: Measurement) -> JsonObject:
@@ -138,11 +137,11 @@ def evaluate(request: Measurement) -> JsonObject:
             states, store.logits, tokens, lambda done: progress("perplexity", done, len(tokens))
         )
         scores = zero_shot.evaluate_tasks(live, model.tokenizer, tasks) if tasks else None
-    _say("warning", _not_finite({"perplexity": losses}, windows, model.dtype))
-    measured = _measured({"perplexity": losses}, windows, model.dtype)
-    measured |= {"zero_shot": {"measured": scores}} if scores else {}
-    print(*measured_lines(measured), sep="\n")
-    return {"model": model.name, **measured}
+    _say("warning", not_finite({"perplexity": losses}, windows, model.dtype))
+    report = measured({"perplexity": losses}, windows, model.dtype)
+    report |= {"zero_shot": {"measured": scores}} if scores else {}
+    print(*measured_lines(report), sep="\n")
+    return {"model": model.name, **report}
 
 
 def _say(kind: str, lines: Sequence[str]) -> None:
@@ -203,59 +202,23 @@ def _carry_out(
     return inspector
 
 
-def _found(run: Run, evaluation: Windows, dtype: str, warnings: Sequence[str]) -> JsonObject:
+def _report(run: Run, evaluation: Windows, dtype: str, warnings: Sequence[str]) -> JsonObject:
     """Return what the report says of a finished run."""
     losses = {
         f"{name}_perplexity": torch.from_numpy(np.array(run.losses[name], float))
         for name in ("dense", "pruned")
     }
-    warnings = [*warnings, *_not_finite(losses, evaluation, dtype)]
+    warnings = [*warnings, *not_finite(losses, evaluation, dtype)]
     if grown := run.damping:
         worst = max(grown, key=lambda layer: grown[layer])
-        told = f"the damping of {len(grown)} Gram matrices grew tenfold, for layer {worst} "
-        warnings.append(f"{told}{grown[worst]} times: the update makes up for less there")
+        line = f"the damping of {len(grown)} Gram matrices grew tenfold, for layer {worst} "
+        warnings.append(f"{line}{grown[worst]} times: the update makes up for less there")
     parts = run.model_dump(include={"training", "damping", "zero_shot"})
-    report = _measured(losses, evaluation, dtype) | {"warnings": warnings}
+    report = measured(losses, evaluation, dtype) | {"warnings": warnings}
     return report | {name: part for name, part in parts.items() if part}
 
 
-def _measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> JsonObject:
-    """Return what a report says of perplexity, from each window's mean NLL by name.
-
-    Behind each is its standard error. What is not finite is None.
-    """
-
-    def of(part: Tensor) -> JsonObject:
-        found: JsonObject = {}
-        for name, values in losses.items():
-            found[name] = finite(perplexity(values[part]))
-            found[f"{name}_standard_error"] = finite(perplexity_error(values[part]))
-        return found
-
-    kinds = torch.tensor(windows.kinds)
-    by_text = []
-    for kind, part in enumerate(windows.parts):
-        shown = {name.replace("_perplexity", ""): x for name, x in of(kinds == kind).items()}
-        by_text.append({"corpus": part["corpus"], "split": part["split"], **shown})
-    place = {**windows.provenance, "dtype": dtype}
-    return {**of(kinds >= 0), "perplexity_of": place, "by_text": by_text}
-
-
-def _not_finite(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> list[str]:
-    """Return a warning for each model with windows whose loss is not finite."""
-    lines = []
-    for name, values in losses.items():
-        if bad := torch.nonzero(~values.isfinite()).flatten().tolist():
-            text = windows.parts[windows.kinds[bad[0]]]
-            lines.append(
-                f"{name.replace('_', ' ')} is not finite in {dtype}: {len(bad)} windows are not, "
-                f"first window {bad[0] + 1} ({text['corpus']}, split {text['split']}); give "
-                "another --dtype"
-            )
-    return lines
-
-
-def _told(folder: Path, report: JsonObject) -> JsonObject:
+def _answer(folder: Path, report: JsonObject) -> JsonObject:
     """Return what `--json` prints of a pruned model."""
     layers = report["layers"]
     return report | {
@@ -268,6 +231,6 @@ def _told(folder: Path, report: JsonObject) -> JsonObject:
     }
 
 
-def _counts(told: JsonObject) -> str:
-    zeros = told["zeros"] / told["weights"]
-    return f"{told['layers']} layers, {zeros:.2%} zeros, {told['pattern']}"
+def _counts(answer: JsonObject) -> str:
+    zeros = answer["zeros"] / answer["weights"]
+    return f"{answer['layers']} layers, {zeros:.2%} zeros, {answer['pattern']}"

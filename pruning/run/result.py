@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from prunevolve.command_line import PRUNE
-from prunevolve.evaluation import zero_shot
+from prunevolve.evaluation import perplexity, zero_shot
 from prunevolve.pruning.checkpoint import DiskOffload, Offload, files_beside
 from prunevolve.pruning.json_file import JsonObject, finite, read_object, write_json
 from prunevolve.pruning.masks import CROWDED
@@ -53,18 +53,12 @@ class Run(BaseModel):
 
     options: JsonObject
     identity: JsonObject
-    losses: dict[str, list[float | None]] = {}
-    """Each evaluation window's mean NLL, of the `dense` and the `pruned` model."""
-    shares: dict[str, float] = {}
-    """What goes of each layer by its allocation."""
-    training: dict[str, JsonObject] = {}
-    """Errors of trained blocks."""
-    damping: dict[str, int] = {}
-    """How many times that of a layer's Gram matrix grew."""
-    zero_shot: dict[str, JsonObject] = {}
-    """Results of the `dense` and the `pruned` model."""
-    sha256: dict[str, str] = {}
-    """Of finished shards, by file."""
+    losses: dict[str, list[float | None]] = {}  # of evaluation windows, `dense` and `pruned`
+    shares: dict[str, float] = {}  # what goes of each layer by its allocation
+    training: dict[str, JsonObject] = {}  # errors of trained blocks
+    damping: dict[str, int] = {}  # how many times that of a layer's Gram matrix grew
+    zero_shot: dict[str, JsonObject] = {}  # `dense` and `pruned`
+    sha256: dict[str, str] = {}  # of finished shards
 
     @staticmethod
     def read(out: Path) -> "Run":
@@ -198,23 +192,24 @@ def save_papers(
     folder: Path, recipe: JsonObject, measured: JsonObject, inspector: Inspector
 ) -> None:
     """Write a model's recipe, card and report, the report last."""
-    layers, sums = inspector.layers, dict(sorted(inspector.sums.items()))
-    report = {key: recipe[key] for key in ("metric", "pattern", "sparsity")} | measured
+    layers, warnings = inspector.layers, [*measured["warnings"]]
     if crowded := [layer for layer in layers if layer.zeros > CROWDED * layer.size]:
         worst = max(crowded, key=lambda layer: layer.zeros / layer.size)
-        told = f"layer {worst.name} is {worst.zeros / worst.size:.1%} zeros"
         more = f", and {len(crowded) - 1} of {len(layers)} are above {CROWDED:.0%}"
-        report["warnings"] = [*report["warnings"], told + more * (len(crowded) > 1)]
-    zeros, size = sum(layer.zeros for layer in layers), sum(layer.size for layer in layers)
-    if zeros > (recipe["sparsity"] + 0.005) * size:
-        told = f"{zeros / size:.1%} zeros where {recipe['sparsity']:.1%} were asked for: "
-        report["warnings"] = [*report["warnings"], f"{told}the model had some before"]
-    report["layers"] = [asdict(layer) for layer in layers]
+        line = f"layer {worst.name} is {worst.zeros / worst.size:.1%} zeros"
+        warnings.append(line + more * (len(crowded) > 1))
+    share = sum(layer.zeros for layer in layers) / sum(layer.size for layer in layers)
+    if share > recipe["sparsity"] + 0.005:
+        asked = f"{recipe['sparsity']:.1%} were asked for"
+        warnings.append(f"{share:.1%} zeros where {asked}: the model had some before")
+    report = {key: recipe[key] for key in ("metric", "pattern", "sparsity")} | measured
+    report |= {"warnings": warnings, "layers": [asdict(layer) for layer in layers]}
     versions = {"python": platform.python_version()}
     for name in ("prunevolve", "torch", "transformers", "safetensors"):
         with suppress(metadata.PackageNotFoundError):  # a checkout that is not installed
             versions[name] = metadata.version(name)
-    write_json(folder / RECIPE, {**recipe, "versions": versions, "sha256": sums})
+    sums = dict(sorted(inspector.sums.items()))
+    write_json(folder / RECIPE, recipe | {"versions": versions, "sha256": sums})
     (folder / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
     write_json(folder / REPORT, report)
 
@@ -269,7 +264,7 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
         "base": _MARKUP.sub(r"\\\1", name),
         "formula": formula,
         "group": recipe["group"] or "groups of the pattern",
-        "calibration": _place(calibration) if calibration else "no text",
+        "calibration": perplexity.place_of(calibration) if calibration else "no text",
         "measured": "\n".join(measured_lines(report)),
         "warnings": "".join(f"\nWarning: {line}.\n" for line in report["warnings"]),
     }
@@ -277,30 +272,8 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
 
 
 def measured_lines(measured: JsonObject) -> list[str]:
-    """Return perplexities, those of each text if there are several, and zero-shot results."""
-    place = f"{_place(measured['perplexity_of'])}, {measured['perplexity_of']['dtype']}"
-    names = [name for name in measured if name.endswith("perplexity")]
-    width = max(map(len, names))
-    lines = [f"{x.replace('_', ' '):{width}} {_number(measured, x)} ({place})" for x in names]
-    for text in measured["by_text"] if len(measured["by_text"]) > 1 else []:
-        named = [name for name in ("perplexity", "dense", "pruned") if name in text]
-        values = [f"{name} {_number(text, name)}" for name in named]
-        corpus = Path(text["corpus"]).name
-        lines.append(f"  of {corpus}, split {text['split']}: {', '.join(values)}")
-    return lines + zero_shot.lines(measured)
-
-
-def _place(provenance: JsonObject) -> str:
-    """Say where windows come from; of local files the names alone."""
-    corpora = [Path(corpus).name for corpus in provenance["corpus"].split(" + ")]
-    words = "split {split}, {windows} windows of {length} = {tokens} tokens"
-    return f"{' + '.join(corpora)}, {words.format_map(provenance)}"
-
-
-def _number(measured: JsonObject, name: str) -> str:
-    perplexity, error = measured[name], measured.get(f"{name}_standard_error")
-    shown = "not finite" if perplexity is None else f"{perplexity:.4f}"
-    return shown if error is None else f"{shown} ± {error:.4f}"
+    """Return what a report says of perplexity and zero-shot tasks as text."""
+    return perplexity.lines(measured) + zero_shot.lines(measured)
 
 
 def kept_statistics(path: Path, identity: JsonObject, store: Store) -> Offload:
