@@ -85,7 +85,7 @@ def plan_pruning(
     calibration: int,
     evaluation: int,
     max_memory: str | None,
-    whole: bool = False,
+    loads: bool = False,
 ) -> Plan:
     """Return how a pruning is carried out within a budget.
 
@@ -93,7 +93,7 @@ def plan_pruning(
         calibration: Number of windows for statistics.
         evaluation: Number of windows for perplexity.
         max_memory: What may be held, such as `6GiB` or `800MB`; None for what is free.
-        whole: Whether the whole model is also loaded, before and after it is pruned.
+        loads: Whether the whole model is also loaded, before and after it is pruned.
 
     Raises:
         ValueError: If one block at a time is more than the budget, or a GPU has; the message says
@@ -102,14 +102,14 @@ def plan_pruning(
     free = [psutil.virtual_memory().available, *cgroup_rooms(Path("/"))]
     budget = _size(max_memory) if max_memory else min(free)
     passes = passes_of(recipe, recipe.dense_terminals)
-    held = tuple((one, held_by(one, model, recipe)) for one in passes)
-    loaded = whole * (sum(_block_sizes(model)) + _outside_size(model))
-    most = max(loaded, *(size for _, size in held))
+    peaks = tuple((each, peak_of(each, model, recipe)) for each in passes)
+    loaded = loads * (sum(_block_sizes(model)) + _outside_size(model))
+    most = max(loaded, *(size for _, size in peaks))
     on_gpu = torch.device(model.device).type == "cuda"
     # What a GPU holds is not in the host's memory, but a whole model is loaded by way of it.
     needed = LIBRARIES + ((loaded or _shard_size(model)) if on_gpu else most)
     if needed > budget:
-        rest = "the whole model" if whole else "a block and the work on it"
+        rest = "the whole model" if loads else "a block and the work on it"
         raise ValueError(
             f"max-memory must be at least {math.ceil(needed / 2**10)} KiB here, {_text(needed)} "
             f"({_text(LIBRARIES)} for libraries, the rest for {rest}), got {_text(budget)}: give "
@@ -128,33 +128,33 @@ def plan_pruning(
     resident = sum(blocks) <= room
     peak += sum(blocks) * (resident and not on_gpu)
     disk = model.file_size + sum(aside[name] for name in on_disk)
-    return Plan(held, peak, budget, resident, aside, on_disk, disk)
+    return Plan(peaks, peak, budget, resident, aside, on_disk, disk)
 
 
-def held_by(one: Pass, model: UnloadedModel, recipe: Recipe) -> int:
+def peak_of(each: Pass, model: UnloadedModel, recipe: Recipe) -> int:
     """Return what a pass holds at its peak, beside the libraries and what is put aside."""
     layers, item = _layers(model), DTYPES[model.dtype].itemsize
     largest = max(layer.weight.numel() for block in layers for layer in block)
     on_device = torch.device(model.device).type != "cpu"
     sorts = on_device and not recipe.target.group.whole_model
     scored = largest * max(4 * _values(recipe), _SORTED * sorts)
-    if one.name == "threshold":
+    if each.name == "threshold":
         return scored
-    new = _shard_size(model) * (bool(one.prunes) or one.name == "measure")
-    backward = one.name == "backward"
+    new = _shard_size(model) * (bool(each.prunes) or each.name == "measure")
+    backward = each.name == "backward"
     window = item * _activations(model, backward)
     window += 2 * item * largest * backward  # a weight's gradient, and it times a constant
     window += 16 * min(largest, DEVICE_CHUNK) * (backward and on_device)
     pruning = new + scored
-    if GRAM in one.terminals:  # two copies of a weight; a Gram matrix, factor and inverses
+    if GRAM in each.terminals:  # two copies of a weight; a Gram matrix, factor and inverses
         inputs = max(layer.in_features for block in layers for layer in block)
         pruning = max(pruning, new + 4 * (2 * largest + 4 * inputs**2))
     if recipe.training:
         weights = max(sum(layer.weight.numel() for layer in block) for block in layers)
         trained = 4 * _TRAINED_VALUES * weights + item * _activations(model, backward=True)
         pruning = max(pruning, new + trained)
-    sums = max(sums_size(block, one.terminals) for block in layers) if one.terminals else 0
-    work = max(window + new, pruning * bool(one.prunes))
+    sums = max(sums_size(block, each.terminals) for block in layers) if each.terminals else 0
+    work = max(window + new, pruning * bool(each.prunes))
     logits: int = 3 * 4 * HEAD_TOKENS * model.shapes.config.get_text_config().vocab_size
     # A block is open, or the model's outside.
     return max(max(_block_sizes(model)) + sums + work, _outside_size(model) + logits + new)
@@ -169,10 +169,10 @@ def put_aside(
 ) -> dict[str, int]:
     """Return the hidden states of all windows, and the statistics that wait for a later pass."""
     layers = _layers(model)
-    kept = len(layers) if any(one.keeps_inputs for one in passes) else 1
+    kept = len(layers) if any(each.keeps_inputs for each in passes) else 1
     windows = (kept + 1 + 2 * bool(recipe.training)) * calibration + 2 * evaluation
     hidden_size: int = model.shapes.config.get_text_config().hidden_size
-    waits = frozenset[str]().union(*(one.terminals for one in passes if not one.prunes))
+    waits = frozenset[str]().union(*(each.terminals for each in passes if not each.prunes))
     statistics = sum(
         4 * math.prod(TERMINALS[terminal].shape.sizes(*layer.weight.shape))
         for terminal in waits

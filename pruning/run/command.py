@@ -49,7 +49,7 @@ def validate(job: Job) -> JsonObject:
         unchecked.append(f"data sets of zero-shot tasks {', '.join(tasks)}: not checked")
     if hub_id(job.model.name):
         unchecked.append(f"weights of model {job.model.name}: on the hub: not checked")
-    _say("warning", job.warnings)
+    _warn(job.warnings)
     print(*unchecked, *job.plan_lines, sep="\n")
     print(f"valid: {job}; nothing was loaded or written")
     return {
@@ -71,7 +71,7 @@ def apply(job: Job) -> JsonObject:
     warnings = job.warnings
     if calibration and (special := special_note(calibration.tokens, model.tokenizer)):
         warnings = [*warnings, special]
-    _say("warning", warnings)  # not at the end, which may be hours away
+    _warn(warnings)  # not at the end, which may be hours away
     recipe = {
         "schema": SCHEMA,
         **request.deciding(),
@@ -95,7 +95,7 @@ def apply(job: Job) -> JsonObject:
             report = _report(work.run, evaluation, model.dtype, warnings)
             save_papers(work.result, recipe, report, inspector)
         report = publish(job.out)
-    _say("warning", [line for line in report["warnings"] if line not in warnings])
+    _warn([line for line in report["warnings"] if line not in warnings])
     answer = _answer(job.out, report) | {"group": job.recipe.target.group_name}
     print(*measured_lines(report), sep="\n")
     print(f"saved: {job.out} ({_counts(answer)})")
@@ -137,16 +137,16 @@ def evaluate(request: Measurement) -> JsonObject:
             states, store.logits, tokens, lambda done: progress("perplexity", done, len(tokens))
         )
         scores = zero_shot.evaluate_tasks(live, model.tokenizer, tasks) if tasks else None
-    _say("warning", not_finite({"perplexity": losses}, windows, model.dtype))
+    _warn(not_finite({"perplexity": losses}, windows, model.dtype))
     report = measured({"perplexity": losses}, windows, model.dtype)
     report |= {"zero_shot": {"measured": scores}} if scores else {}
     print(*measured_lines(report), sep="\n")
     return {"model": model.name, **report}
 
 
-def _say(kind: str, lines: Sequence[str]) -> None:
+def _warn(lines: Sequence[str]) -> None:
     for line in lines:
-        print(f"{kind}: {line}", file=sys.stderr)
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _carry_out(

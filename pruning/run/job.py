@@ -90,7 +90,7 @@ def make_job(request: Request, resume: bool) -> Job:
         request.samples if "calibration" in texts else 0,
         sum(x.windows or x.most or TEST_TOKENS // model.seqlen for x in evaluation),
         request.max_memory,
-        whole=bool(request.tasks),
+        loads=bool(request.tasks),
     )
     out = Path(request.out or "")
     if request.out:

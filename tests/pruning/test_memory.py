@@ -7,7 +7,7 @@ import pytest
 from toy_models import toy_model
 
 from prunevolve.pruning import memory
-from prunevolve.pruning.memory import LIBRARIES, cgroup_rooms, held_by, plan_pruning, put_aside
+from prunevolve.pruning.memory import LIBRARIES, cgroup_rooms, peak_of, plan_pruning, put_aside
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.passes import passes_of
 from prunevolve.pruning.run.job import recipe_of
@@ -33,7 +33,7 @@ class Held:
         kinds |= {"shapes": toy_model("llama"), "seqlen": tokens, "file_size": 1000}
         model = SimpleNamespace(**kinds)
         passes = passes_of(recipe, recipe.dense_terminals)
-        self.passes = {one.name: held_by(one, model, recipe) for one in passes}
+        self.passes = {each.name: peak_of(each, model, recipe) for each in passes}
         self.aside = put_aside(model, recipe, passes, calibration=3, evaluation=2)
         self.plan = partial(plan_pruning, model, recipe, 3, 2)
 
@@ -117,7 +117,7 @@ def test_blocks_on_a_gpu_take_nothing_of_the_host(monkeypatch):
         plan = held.plan(f"{least}B")
         assert (plan.resident, plan.on_disk, plan.peak) == (resident, [], least)
     with pytest.raises(ValueError, match=r"max-memory .* the whole model\)"):
-        held.plan(f"{LIBRARIES + 2 * OPEN}B", whole=True)  # loaded by way of the host
+        held.plan(f"{LIBRARIES + 2 * OPEN}B", loads=True)  # loaded by way of the host
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (on_gpu - 1, 1 << 40))
     with pytest.raises(ValueError, match=r"device 'cuda:0' must have .* free, got "):
         held.plan(None)
@@ -151,7 +151,7 @@ def test_limit_of_a_control_group_and_of_those_above_counts(tmp_path, monkeypatc
 
 def test_whole_model_counts_where_it_is_loaded(headless):
     held, needed = Held("W", tokens=1), LIBRARIES + 2 * OPEN + OUTSIDE
-    assert held.plan(f"{needed}B", whole=True).peak == needed
+    assert held.plan(f"{needed}B", loads=True).peak == needed
     with pytest.raises(ValueError, match=r"max-memory .* the rest for the whole model\), got "):
-        held.plan(f"{needed - 1}B", whole=True)
+        held.plan(f"{needed - 1}B", loads=True)
     assert held.plan(f"{needed - 1}B").peak < needed
