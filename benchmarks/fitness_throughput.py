@@ -23,8 +23,8 @@ from real_run import RealRun
 from rich.progress import track
 from tables import conditions, show, write_json
 
-from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Group, Layer, Model, NOfM, Row, Target
+from prunevolve.pruning.parse import named_metric
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.records import Candidate, Record
 from prunevolve.search.run_folder import RunFolder
@@ -108,7 +108,7 @@ def _prune(evaluator: Evaluator, name: str, group: Group) -> None:
     resident = evaluator.residents[0]
     resident.restore()
     resident.forget_scores()  # of several tasks only the first computes them
-    resident.prune(BASELINES[name].criterion.metric, Target(0.5, group))
+    resident.prune(named_metric(name).metric, Target(0.5, group))
 
 
 def replayed(real: RealRun) -> tuple[float, list[Candidate]]:

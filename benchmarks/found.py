@@ -27,6 +27,7 @@ from prunevolve.evaluation.windows import Text, cut_all, share_windows
 from prunevolve.pruning.baselines import FOUND, PUBLISHED
 from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.models import EMBEDDED
+from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import ResidentStore
@@ -81,7 +82,7 @@ def main(
 ) -> None:
     """Print a table of perplexities for each model, and one of relative loss increases."""
     out.mkdir(parents=True, exist_ok=True)
-    named = {name: row.criterion for name, row in (PUBLISHED | FOUND).items()}
+    named = {name: named_metric(name) for name in PUBLISHED | FOUND}
     for criterion in map(_criterion, metric or []):
         if criterion not in named.values():
             named[str(criterion)] = criterion

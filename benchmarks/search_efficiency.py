@@ -23,8 +23,8 @@ from rich.progress import track
 from tables import conditions, show, write_json
 
 from prunevolve import Unfinished, evolve, read_config
-from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.parse import named_metric
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, resolve
@@ -116,7 +116,7 @@ def main(
         base.append("search.candidates=1000000")
         real = RealRun(run, base)
         evaluator = real.evaluator(real.experiment)
-        outcomes = {n: evaluator.evaluate(Candidate(0, NAMED[n].criterion)) for n in TARGETS}
+        outcomes = {n: evaluator.evaluate(Candidate(0, named_metric(n))) for n in TARGETS}
         targets = {name: outcome.fitness or math.nan for name, outcome in outcomes.items()}
         traces: dict[str, list[Trace]] = {variant: [] for variant in tried}
         # Seeds in the outer loop, so that a slowdown of the machine affects all variants.

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunevolve.pruning.baselines import ALLOCATIONS, NAMED
+from prunevolve.pruning.baselines import ALLOCATIONS
 from prunevolve.pruning.json_file import read_object
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.ranking import Score, count
 
 Layers = Mapping[str, Mapping[str, nn.Linear]]
@@ -21,16 +22,13 @@ Layers = Mapping[str, Mapping[str, nn.Linear]]
 
 @dataclass(frozen=True)
 class Allocation:
-    """A rule that distributes a sparsity over the layers.
+    """A rule that distributes a sparsity over the layers."""
 
-    Attributes:
-        metric: The metric whose scores, on the dense model, the rule looks at; None for none. It
-            then gets those of all layers, and no block can be pruned before all are scored.
-        shares: Maps the layers, the function that computes a layer's scores by that metric,
-            and the target to the fraction that each layer loses, in [0, 1).
-    """
-
+    # Whose scores of all layers, on the dense model, the rule looks at: no block can be pruned
+    # before all are scored. None for none.
     metric: Metric | None
+    # Maps the layers, the function that computes a layer's scores by that metric, and the target to
+    # the fraction that each layer loses, in [0, 1).
     shares: Callable[[Layers, Score, Target], Mapping[str, float]]
 
 
@@ -47,9 +45,6 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
     Args:
         argument: One of `ALLOCATIONS`, or a file with `shares` by layer, and the `group` and
             `sparsity` that they are for, such as the `pruning_recipe.json` of an allocated model.
-
-    Raises:
-        ValueError: If it is neither, or does not go with the target; one line.
     """
     if argument == "uniform":
         return None
@@ -60,7 +55,7 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
             f"got {argument!r}"
         )
     if argument == "owl":
-        return Allocation(NAMED["wanda"].criterion.metric, by_outliers)
+        return Allocation(named_metric("wanda").metric, by_outliers)
     return _from_file(argument, target)
 
 
@@ -100,9 +95,6 @@ def by_outliers(layers: Layers, score: Score, target: Target) -> dict[str, float
     OWL (Yin et al., 2024, arXiv:2310.05175, Section 3.3): the share of scores above M times their
     mean is mapped linearly to the fraction that stays; the highest share keeps 2 lambda more than
     the lowest. The sparsity is the mean over all weights, not that over the blocks as in OWL.
-
-    Args:
-        score: Computes a layer's Wanda scores.
     """
     sizes = {x: y.weight.numel() for of_block in layers.values() for x, y in of_block.items()}
     outliers: dict[str, float] = {}

@@ -1,11 +1,6 @@
 """Pruning metrics with names; texts, so that they are known before torch, which takes seconds."""
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from prunevolve.pruning.metric import Criterion
 
 
 @dataclass(frozen=True)
@@ -15,13 +10,6 @@ class Baseline:
     text: str
     group: str
     source: str
-
-    @cached_property
-    def criterion(self) -> "Criterion":
-        """The metric and its group, parsed."""
-        from prunevolve.pruning.metric import Criterion
-
-        return Criterion.parse(self.text, self.group)
 
 
 _RELATIVE = "add(quot(W, colsum(W)), quot(W, rowsum(W)))"

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from prunevolve.pruning.ranking import (
     Score,
     check_sparsity,
-    count,
     lowest_of_rows,
     model_threshold,
     up_to,
@@ -45,11 +45,19 @@ class Group(Protocol):
         """The fraction that an n:m pattern always removes; None for other groups."""
         return None
 
-    def mask(self, scores: Tensor, fraction: float) -> Tensor:
-        """Return one layer's mask from its scores, both (out_features, in_features); high is kept.
+    def rows(self, matrix: Tensor) -> Tensor:
+        """Return a matrix of a layer's shape, (out_features, in_features), a group in each row."""
+        return matrix
 
-        The scores are finite. Raises ValueError if the fraction is outside [0, 1).
-        """
+    def removed(self, size: int, fraction: float) -> int:
+        """Return how many of a group of some size go; raises ValueError as `check_sparsity`."""
+        check_sparsity(fraction)
+        return int(size * fraction)
+
+    def mask(self, scores: Tensor, fraction: float) -> Tensor:
+        """Return one layer's mask from its finite scores; high is kept. Raises as `removed`."""
+        rows = self.rows(scores)
+        return lowest_of_rows(rows, self.removed(rows.shape[1], fraction)).reshape(scores.shape)
 
     def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
         """Return each layer's name and mask, in the order of `fractions`; raises as `mask`.
@@ -61,8 +69,11 @@ class Group(Protocol):
         """
         return ((name, self.mask(score(name), part)) for name, part in fractions.items())
 
-    def is_met(self, weight_zeros: Tensor, fraction: float) -> bool:
-        """Whether one layer's zeros, (out, in), include all that the group requires of it."""
+    def is_met(self, zeros: Tensor, fraction: float) -> bool:
+        """Whether one layer's zeros, marked, include all that the group requires of it."""
+        rows = self.rows(zeros).cpu().numpy()  # torch is far slower on the CPU
+        least = self.removed(rows.shape[1], fraction)
+        return bool((np.count_nonzero(rows, axis=1) >= least).all())
 
     def check_layer(self, name: str, in_features: int) -> None:
         """Raise ValueError if the group does not fit a layer's number of inputs."""
@@ -76,13 +87,6 @@ class Row(Group):
     name = "row"
     within_rows = True
 
-    def mask(self, scores: Tensor, fraction: float) -> Tensor:
-        check_sparsity(fraction)
-        return lowest_of_rows(scores, int(scores.shape[1] * fraction))
-
-    def is_met(self, weight_zeros: Tensor, fraction: float) -> bool:
-        return _each_row_has(weight_zeros, int(weight_zeros.shape[1] * fraction))
-
 
 @dataclass(frozen=True)
 class Layer(Group):
@@ -90,14 +94,14 @@ class Layer(Group):
 
     name = "layer"
 
+    def rows(self, matrix: Tensor) -> Tensor:
+        return matrix.reshape(1, -1)
+
     def mask(self, scores: Tensor, fraction: float) -> Tensor:
         if scores.numel() <= _CACHED:
-            return Row().mask(scores.reshape(1, -1), fraction).reshape(scores.shape)
+            return super().mask(scores, fraction)
         threshold, ties = model_threshold(lambda name: scores, {"": fraction})
         return up_to(scores, threshold, ties)[0]
-
-    def is_met(self, weight_zeros: Tensor, fraction: float) -> bool:
-        return count(weight_zeros) >= int(weight_zeros.numel() * fraction)
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Model(Layer):
         threshold, ties = model_threshold(score, fractions)
         return _up_to(score, fractions, threshold, ties)
 
-    def is_met(self, weight_zeros: Tensor, fraction: float) -> bool:
+    def is_met(self, zeros: Tensor, fraction: float) -> bool:
         return True
 
 
@@ -140,15 +144,15 @@ class NOfM(Group):
     def implied_sparsity(self) -> float:
         return 1 - self.kept / self.length
 
-    def mask(self, scores: Tensor, fraction: float) -> Tensor:
-        self.check_layer("these scores", scores.shape[1])
-        groups = scores.reshape(-1, self.length)
-        return lowest_of_rows(groups, self.length - self.kept).reshape(scores.shape)
+    def rows(self, matrix: Tensor) -> Tensor:
+        self.check_layer("these scores", matrix.shape[1])
+        return matrix.reshape(-1, self.length)
 
-    def is_met(self, weight_zeros: Tensor, fraction: float) -> bool:
-        if weight_zeros.shape[1] % self.length:
-            return False
-        return _each_row_has(weight_zeros.reshape(-1, self.length), self.length - self.kept)
+    def removed(self, size: int, fraction: float) -> int:
+        return self.length - self.kept
+
+    def is_met(self, zeros: Tensor, fraction: float) -> bool:
+        return not zeros.shape[1] % self.length and super().is_met(zeros, fraction)
 
     def check_layer(self, name: str, in_features: int) -> None:
         if in_features % self.length:
@@ -158,23 +162,15 @@ class NOfM(Group):
             )
 
 
-def _each_row_has(zeros: Tensor, least: int) -> bool:
-    return bool((zeros.cpu().numpy().sum(1) >= least).all())  # torch is far slower on the CPU
-
-
 GROUPS: dict[str, Group] = {group.name: group for group in (Row(), Layer(), Model())}
 """The groups for unstructured sparsity by name."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What to remove: a fraction of each comparison group, or all but n of every m.
+    """What to remove: a fraction of each comparison group, or all but n of every m."""
 
-    Attributes:
-        sparsity: Fraction to remove, in [0, 1); ignored by n:m, which implies its own.
-    """
-
-    sparsity: float
+    sparsity: float  # in [0, 1); ignored by n:m, which implies its own
     group: Group
 
     def __post_init__(self) -> None:
@@ -199,11 +195,7 @@ def group_of(name: str) -> Group:
 
 
 def parse_pattern(text: str) -> NOfM | None:
-    """Return the group of a pattern such as `2:4`, or None for `unstructured`.
-
-    Raises:
-        ValueError: If the text is neither, or not 0 < n < m <= 1024.
-    """
+    """Return the group of a pattern such as `2:4`, or None for `unstructured`."""
     if text == "unstructured":
         return None
     kept, colon, length = text.partition(":")
@@ -222,9 +214,6 @@ def resolve_target(
         sparsity: Fraction to remove; None for 0.5, or what n:m implies.
         group: Comparison group; None for the metric's own. None with n:m.
         own_group: The group that belongs to the metric.
-
-    Raises:
-        ValueError: If one breaks its rule.
     """
     n_of_m = parse_pattern(pattern)
     if n_of_m is None:

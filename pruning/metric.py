@@ -12,6 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunevolve.pruning.formula import (
+    MAX_DEPTH,
+    POWERS,
+    SIGNED_POWER,
+    Call,
+    line_of,
+    read_formula,
+    refuse,
+)
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.operators import (
     MATRIX,
@@ -49,13 +58,13 @@ class Metric:
     def parse(text: str) -> "Metric":
         """Read a metric from its text, `mul(W, sqrt(X))`, or from mathematics, `W * sqrt(X)`.
 
-        Raises:
-            ValueError: If the text is anything but known operators on terminals and numbers, at
-                most `parse.MAX_DEPTH` deep. One line that points at the place.
+        Raises ValueError, one line that points at the place, if the text is anything but known
+        operators on terminals and numbers, at most `formula.MAX_DEPTH` deep.
         """
-        from prunevolve.pruning import parse  # which makes metrics
-
-        return parse.read_formula(text)
+        metric = _made(read_formula(text))
+        if metric.depth > MAX_DEPTH:  # a power may be two operators
+            refuse(text, 0, f"this is deeper than {MAX_DEPTH} levels")
+        return metric
 
     @staticmethod
     def constant(value: float) -> "Metric":
@@ -87,9 +96,11 @@ class Metric:
 
         An operator without a form of its own is shown as `name(x, y)`. `Metric.parse` reads it.
         """
-        from prunevolve.pruning import infix  # which reads metrics
+        return line_of(self._call)
 
-        return infix.line_of(self)
+    @property
+    def _call(self) -> Call:
+        return Call(self.name, tuple(operand._call for operand in self.operands))
 
     def __str__(self) -> str:
         return self.infix
@@ -177,9 +188,8 @@ class Metric:
     def never_negative(self) -> bool:
         """Whether the score is certainly 0 or more, whatever the weights."""
         if self.operands:
-            rule = OPERATORS[self.name].never_negative
-            signs = tuple(operand.never_negative for operand in self.operands)
-            return rule if isinstance(rule, bool) else rule(signs)
+            unsigned = [operand.never_negative for operand in self.operands]
+            return OPERATORS[self.name].is_unsigned(unsigned)
         return self.value >= 0 if self.is_constant else not TERMINALS[self.name].signed
 
     @cached_property
@@ -223,10 +233,7 @@ class Metric:
 
         Returns:
             Scores in fp32, (out_features, in_features) if `problem` is empty, else possibly of
-            size 1 along a side. They may be non-finite: the masks refuse such scores.
-
-        Raises:
-            ValueError: If a terminal is missing, or their shapes do not go together.
+            size 1 along a side. They may be non-finite: no mask can be made of such scores.
         """
         known: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
@@ -273,6 +280,26 @@ class Metric:
 def interned(name: str, operands: tuple[Metric, ...] = ()) -> Metric:
     """Return the metric; equal ones are one object, so that what follows from it is found once."""
     return Metric(name, operands)
+
+
+def _made(call: Call) -> Metric:
+    """Return the metric that a text spells."""
+    if not call.operands and call.name not in TERMINALS:
+        return Metric.constant(float(call.name))
+    operands = tuple(map(_made, call.operands))
+    if call.name == SIGNED_POWER:
+        return _power(operands[0], operands[1].value)
+    return interned(call.name, operands)
+
+
+def _power(x: Metric, exponent: float) -> Metric:
+    """Return x ** c, of |x| unless c is odd."""
+    if exponent == 1:
+        return x
+    if exponent % 2 == 1 and exponent != 3 and not x.never_negative:
+        return interned("mul", (x, _power(x, exponent - 1)))
+    operator = next((name for name, c in POWERS.items() if c == exponent), None)
+    return interned(operator, (x,)) if operator else interned(POWER, (x, Metric.constant(exponent)))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ metrics need. They take and return fp32 tensors whose last two dimensions broadc
 (out_features, in_features); others in front hold several matrices, each treated as if alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -135,13 +135,18 @@ class Operator:
     function: Callable[..., Tensor]  # of the operands' values
     meaning: str  # the result as a formula
     # Whether the result is certainly 0 or more, perhaps given which operands are.
-    never_negative: bool | Callable[[tuple[bool, ...]], bool]
+    never_negative: bool | Callable[[Sequence[bool]], bool]
     # Of the operands' units, and `over`, the shape of all operands broadcast; None if they do not
     # go together, such as those of a sum that differ.
     units: Callable[..., Units | None]
     typing: Typing = Typing(any_side)
     twin: str = ""  # the operator that has a mean where this one has a sum or a norm
     unsigned: Callable[..., Tensor] | None = None  # quicker where the last operand is 0 or more
+
+    def is_unsigned(self, operands: Sequence[bool]) -> bool:
+        """Whether the result is certainly 0 or more, given which operands are."""
+        rule = self.never_negative
+        return rule if isinstance(rule, bool) else rule(operands)
 
 
 def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:

@@ -1,29 +1,17 @@
-"""Reads metrics: nested calls, lines of mathematics, the release's tree, all `--metric` may be.
+"""Reads all that `--metric` may be: a name, a file, a run, the release's tree, a formula."""
 
-Text is parsed by `ast` and never evaluated.
-"""
-
-import ast
 import csv
 import difflib
 import re
-from functools import partial
+from functools import cache
 from pathlib import Path
-from typing import Never
 
 from prunevolve.pruning.baselines import NAMED, SPARSEGPT
-from prunevolve.pruning.infix import POWERS
+from prunevolve.pruning.formula import FORMS, MAX_DEPTH
 from prunevolve.pruning.json_file import JsonObject, parse_object, read_text
 from prunevolve.pruning.masks import group_of
-from prunevolve.pruning.metric import Criterion, Metric, interned
-from prunevolve.pruning.operators import OPERATORS, POWER
+from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.statistics import TERMINALS
-
-MAX_DEPTH = 32
-"""Deepest metric that is read, root at depth 0; a search's own limit is far lower."""
-
-MAX_CHARACTERS = 20_000
-"""Longest text that is read, so that hostile input costs nothing."""
 
 SCHEMA = 1
 """Version of the files that hold a metric in the folder of a search, and of a pruned model."""
@@ -31,39 +19,11 @@ SCHEMA = 1
 DEFAULT_GROUP = "row"
 """Comparison group of a metric that names none: the release's (Section 3 of its paper)."""
 
-_FORMULA = "a formula is such as W * sqrt(X), or as calls mul(W, sqrt(X))"
-_NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
-_FOREIGN = re.compile(r"[^\w\s(),.+*/^|·−√∜²³-]", re.ASCII)
 
-_PYTHON = str.maketrans(
-    {"·": "*", "−": "-", "^": "**", "²": "**2", "³": "**3", "√": "~", "∜": "~~"}
-)
-"""Signs of a line of mathematics as Python's; `~`, too, binds tighter than a product."""
-
-_SIGNS: dict[type[ast.AST], str] = {
-    **{ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "quot", ast.Pow: POWER},
-    **{ast.USub: "neg", ast.Invert: "sqrt"},
-}
-
-
-def read_formula(text: str) -> Metric:
-    """Return the metric that a text spells; raises ValueError as `Metric.parse` does."""
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"metric {text[:40]!r}... is longer than {MAX_CHARACTERS} characters")
-    text = " ".join(text.split())
-    if foreign := _FOREIGN.search(text):
-        _refuse(text, foreign.start(), f"{foreign.group()!r} is not in the language; {_FORMULA}")
-    text = re.sub(r"\|([^|]*)\|", r"abs(\1)", text.translate(_PYTHON))
-    try:
-        tree = ast.parse(text, mode="eval").body
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        is_open = "was never closed" in str(error)
-        problem = "missing )" if is_open else f"this is malformed; {_FORMULA}"
-        _refuse(text, (getattr(error, "offset", None) or 1) - 1, problem)
-    metric = _from_ast(tree, text, depth=0)
-    if metric.depth > MAX_DEPTH:  # a power may be two operators
-        _refuse(text, 0, f"this is deeper than {MAX_DEPTH} levels")
-    return metric
+@cache
+def named_metric(name: str) -> Criterion:
+    """Return a metric of `NAMED` with its group."""
+    return Criterion.parse(NAMED[name].text, NAMED[name].group)
 
 
 def read_tree(tree: object) -> Metric:
@@ -97,14 +57,11 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
     colon and a name behind it a row of the run's `hall_of_fame.csv`. The group is
     the named metric's or the file's, else `DEFAULT_GROUP`. `sparsegpt` stands for the score that
     the method begins with.
-
-    Raises:
-        ValueError: If the argument or the file is none of these, or the metric cannot rank weights.
     """
     if argument == SPARSEGPT:
-        return NAMED["sparsegpt-score"].criterion, ""
+        return named_metric("sparsegpt-score"), ""
     if argument in NAMED:
-        return NAMED[argument].criterion, ""
+        return named_metric(argument), ""
     path = existing(argument)
     if not path and (row := _row_of_run(*argument.rpartition(":")[::2])):
         return row, ""
@@ -122,7 +79,7 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
         names = [*NAMED, SPARSEGPT]
         near = difflib.get_close_matches(argument[:40].lower(), names, n=1)
         guess = f"did you mean {near[0]}? or " if near else ""
-        forms = f"give one of {', '.join(names)}, a file, a run folder, or a formula; {_FORMULA}"
+        forms = f"give one of {', '.join(names)}, a file, a run folder, or a formula; {FORMS}"
         raise ValueError(f"metric {argument[:200]!r} is no known name or file: {guess}{forms}")
     if path:
         criterion, found_on = _from_file(path)
@@ -183,63 +140,3 @@ def _criterion_of(content: JsonObject) -> Criterion:
     if tree and read_tree(tree) != metric:
         raise ValueError("'metric' and 'tree' differ: remove the one that is not meant")
     return Criterion(metric, group_of(content.get("group") or DEFAULT_GROUP).name)
-
-
-def _refuse(text: str, place: int, problem: str) -> Never:
-    excerpt = text[max(0, place - 30) : place + 30]
-    raise ValueError(f"metric '{excerpt}', at column {place + 1}: {problem}")
-
-
-def _from_ast(node: ast.expr, text: str, depth: int) -> Metric:
-    refuse = partial(_refuse, text, node.col_offset)
-    if depth > MAX_DEPTH:
-        refuse(f"this is deeper than {MAX_DEPTH} levels")
-    # The text is ASCII by now, so the parser's byte offsets count characters.
-    written = text[node.col_offset : node.end_col_offset]
-    if _NUMBER.fullmatch(written):
-        return Metric.constant(float(written))
-    name, operands = _operation(node)
-    if not name:
-        refuse(f"this is neither a call nor a terminal; {_FORMULA}")
-    if name not in OPERATORS and name not in TERMINALS:
-        near = difflib.get_close_matches(name[:40], [*TERMINALS, *OPERATORS], n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
-        names = (
-            f"terminals are {', '.join(TERMINALS)} and numbers, operators {', '.join(OPERATORS)}"
-        )
-        refuse(f"{name[:40]!r} is unknown: {guess}{names}")
-    arity = OPERATORS[name].arity if name in OPERATORS else 0
-    if len(operands) != arity:
-        refuse(f"{name} takes {arity} operand(s), not {len(operands)}")
-    read = tuple(_from_ast(x, text, depth + 1) for x in operands)
-    if isinstance(node, ast.BinOp) and name == POWER and read[1].is_constant:
-        return _power(read[0], read[1].value)
-    return interned(name, read)
-
-
-def _operation(node: ast.expr) -> tuple[str, list[ast.expr]]:
-    """Return the operator or terminal that a node means, and its operands; no name of others."""
-    match node:
-        case ast.Name(name):
-            return name, []
-        case ast.Call(ast.Name(name), [_, *_] as operands, []):
-            return name, operands
-        case ast.UnaryOp(ast.Invert(), ast.UnaryOp(ast.Invert(), x)):
-            return "root4", [x]
-        case ast.UnaryOp(sign, x):
-            return _SIGNS.get(type(sign), ""), [x]
-        case ast.BinOp(x, ast.Div(), ast.Call(ast.Name("norm" | "rms" as norm), [y])):
-            return {"norm": "div", "rms": "divrms"}[norm], [x, y]
-        case ast.BinOp(x, sign, y):
-            return _SIGNS.get(type(sign), ""), [x, y]
-    return "", []
-
-
-def _power(x: Metric, exponent: float) -> Metric:
-    """Return x ** c, of |x| unless c is odd."""
-    if exponent == 1:
-        return x
-    if exponent % 2 == 1 and exponent != 3 and not x.never_negative:
-        return interned("mul", (x, _power(x, exponent - 1)))
-    named = next((name for name, c in POWERS.items() if c == exponent), None)
-    return interned(named, (x,)) if named else interned(POWER, (x, Metric.constant(exponent)))

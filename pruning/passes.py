@@ -7,7 +7,7 @@ dense block, forward or, as gradients, backward; then the block is pruned and wr
 go through what it has become.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -98,6 +98,11 @@ class Recipe:
         return self.needs_all_scores or self.sequential or self.follows
 
 
+Way = Literal["forward", "wait", "backward"]
+"""How windows pass a block: their outputs enter the next one, or not before the block is pruned, or
+gradients go from the outputs to the inputs."""
+
+
 class Step(NamedTuple):
     """What the windows of one stream do at each block."""
 
@@ -106,9 +111,7 @@ class Step(NamedTuple):
     stream: str
     words: str
     terminals: frozenset[str] = frozenset()  # the statistics that are added up on the way
-    # `forward`: outputs enter the next block; `wait`: not before the block is pruned; `backward`:
-    # gradients go from the outputs to the inputs.
-    way: Literal["forward", "wait", "backward"] = "forward"
+    way: Way = "forward"
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,10 @@ class Pass:
 def collecting(terminals: frozenset[str]) -> list[Pass]:
     """Return the passes that collect statistics of the dense model."""
     gradients = need_backward(terminals)
-    passes = [Pass("forward", (_of_inputs(terminals - gradients),), keeps_inputs=bool(gradients))]
-    return [*passes, Pass("backward", (_of_gradients(gradients),))] if gradients else passes
+    passes = [Pass("forward", (_statistics(terminals - gradients),), keeps_inputs=bool(gradients))]
+    if gradients:
+        passes.append(Pass("backward", (_statistics(gradients, "backward"),)))
+    return passes
 
 
 def passes_of(recipe: Recipe, missing: frozenset[str]) -> tuple[Pass, ...]:
@@ -157,47 +162,32 @@ def passes_of(recipe: Recipe, missing: frozenset[str]) -> tuple[Pass, ...]:
     inputs = missing - gradients
     collects_first = bool(gradients) or (bool(inputs) and recipe.needs_all_scores | recipe.follows)
     passes = []
-    dense = [_perplexity("dense")]
+    dense, pruned = [Step("dense", "dense perplexity")], [Step("pruned", "pruned perplexity")]
     if collects_first:
-        steps = (*dense, _of_inputs(inputs))
+        steps = (*dense, _statistics(inputs))
         passes.append(Pass("forward", steps, keeps_inputs=bool(gradients)))
         dense = []
     if gradients:
         on_the_way = () if recipe.waits else _pruning(recipe)
-        passes.append(Pass("backward", (_of_gradients(gradients),), on_the_way))
+        passes.append(Pass("backward", (_statistics(gradients, "backward"),), on_the_way))
     if recipe.needs_all_scores:
         passes.append(Pass("threshold"))
-    pruned = [_perplexity("pruned")]
     if gradients and not recipe.waits:
         return (*passes, Pass("measure", pruned=tuple(pruned)))
     if recipe.training:
         dense.append(Step("targets", "targets of the training"))
     if recipe.follows:
-        dense.append(_of_inputs(recipe.pruned_terminals, " behind pruned blocks", "wait"))
+        dense.append(_statistics(recipe.pruned_terminals, "wait"))
         pruned.append(Step("calibration", "calibration windows move on"))
     elif inputs and not collects_first:
-        dense.append(_of_inputs(inputs))
+        dense.append(_statistics(inputs))
     return (*passes, Pass("prune", tuple(dense), _pruning(recipe), tuple(pruned)))
 
 
-def _perplexity(stream: str) -> Step:
-    return Step(stream, f"{stream} perplexity")
-
-
-def _of_inputs(
-    terminals: frozenset[str], where: str = "", way: Literal["forward", "wait"] = "forward"
-) -> Step:
-    words = f"{_joined(terminals) or 'inputs'} of the calibration windows{where}"
+def _statistics(terminals: frozenset[str], way: Way = "forward") -> Step:
+    where = " behind pruned blocks" if way == "wait" else ""
+    words = f"{', '.join(sorted(terminals)) or 'inputs'} of the calibration windows{where}"
     return Step("calibration", words, terminals, way)
-
-
-def _of_gradients(terminals: frozenset[str]) -> Step:
-    words = f"{_joined(terminals)} of the calibration windows"
-    return Step("calibration", words, terminals, "backward")
-
-
-def _joined(terminals: Iterable[str]) -> str:
-    return ", ".join(sorted(terminals))
 
 
 def _pruning(recipe: Recipe) -> tuple[str, ...]:

@@ -19,19 +19,12 @@ from torch.func import functional_call
 
 @dataclass(frozen=True)
 class Examples:
-    """What one block is trained on.
-
-    Attributes:
-        windows: How many there are.
-        input: Returns a window's states that enter the block behind pruned blocks, (1, T, hidden).
-        target: Returns what the dense block gives behind dense blocks, of the same shape.
-        run: Runs a block, or what takes its place, on such states.
-    """
+    """What one block is trained on: states of windows, (1, T, hidden_size)."""
 
     windows: int
-    input: Callable[[int], Tensor]
-    target: Callable[[int], Tensor]
-    run: Callable[[Callable[..., object], Tensor], Tensor]
+    input: Callable[[int], Tensor]  # what enters the block behind pruned blocks, by window
+    target: Callable[[int], Tensor]  # what the dense block gives behind dense blocks
+    run: Callable[[Callable[..., object], Tensor], Tensor]  # runs a block, or one in its place
 
 
 RATE = 0.02

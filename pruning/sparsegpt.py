@@ -6,7 +6,6 @@ removal of a weight does to its row's output, the weights to the right undo as f
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,48 +17,13 @@ from prunevolve.pruning.statistics import damped_factor
 BLOCKSIZE = 128
 """Columns in a block: its mask is chosen at once, and the columns behind it change at its end."""
 
-Choose = Callable[[Tensor, int], Tensor]
-"""Returns which weights of some columns go, (out_features, columns), from what the removal of each
-would cost, of the same shape, and from the number of columns before them."""
-
-
-def choose_given(mask: Tensor) -> Choose:
-    """Return the choice of a mask, (out_features, in_features), that was made beforehand."""
-    return lambda cost, start: mask[:, start : start + cost.shape[1]]
-
-
-def choose_lowest(fraction: float) -> Choose:
-    """Return SparseGPT's own choice: of each block of columns the weights that cost least.
-
-    All blocks so far together lose exactly the fraction, rounded down.
-    """
-
-    def choose(cost: Tensor, start: int) -> Tensor:
-        rows, columns = cost.shape
-        due = int(rows * (start + columns) * fraction) - int(rows * start * fraction)
-        return lowest_of_rows(cost.reshape(1, -1), due).reshape(cost.shape)
-
-    return choose
-
-
-def choose_n_of_m(pattern: NOfM) -> Choose:
-    """Return SparseGPT's own choice under an n:m pattern."""
-    return lambda cost, start: pattern.mask(cost, pattern.implied_sparsity)
-
 
 def compensate(
-    weight: Tensor, removal: Tensor | float, gram: Tensor, pattern: NOfM | None = None
-) -> tuple[Tensor, int]:
-    """Return `solve` for a mask, or for SparseGPT's own if the fraction that goes is given."""
-    if isinstance(removal, Tensor):
-        return solve(weight, gram, choose_given(removal))
-    if pattern:
-        return solve(weight, gram, choose_n_of_m(pattern), pattern.length)
-    return solve(weight, gram, choose_lowest(removal))
-
-
-def solve(
-    weight: Tensor, gram: Tensor, choose: Choose, blocksize: int = BLOCKSIZE
+    weight: Tensor,
+    removal: Tensor | float,
+    gram: Tensor,
+    pattern: NOfM | None = None,
+    Bs: int = BLOCKSIZE,
 ) -> tuple[Tensor, int]:
     """Return a layer's weight, fp32, some of it zero and the rest changed to make up for that.
 
@@ -67,12 +31,13 @@ def solve(
 
     Args:
         weight: Dense, (out_features, in_features), any dtype.
+        removal: A mask of that shape, or the fraction that goes: then of each `Bs` columns, after
+            all changes so far, the weights whose removal costs least, or of each group of the
+            pattern.
         gram: Gram matrix of the inputs, (in_features, in_features), fp32, whose device is used.
-        choose: Called for some columns at a time, with all changes so far.
-        blocksize: How many columns that is.
 
     Raises:
-        DegenerateScores: If a weight is not finite, or the Gram matrix has no Cholesky factor.
+        DegenerateScores: If a cost is not finite, or the Gram matrix has no Cholesky factor.
     """
     # The paper's W turned: one column of the weight is a row here, and lies together in memory.
     W = weight.to(gram.device, torch.float32).T.clone(memory_format=torch.contiguous_format)
@@ -84,26 +49,32 @@ def solve(
         raise DegenerateScores("the Gram matrix of its inputs has no factor: try another dtype")
     identity = torch.eye(len(gram), device=gram.device)
     Hinv = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-    size = max(blocksize, BLOCKSIZE // blocksize * blocksize)
-    for start in range(0, len(W), size):
-        columns = slice(start, min(start + size, len(W)))
-        Err = _solve_block(W[columns], Hinv[columns, columns], choose, start, blocksize)
-        W[columns.stop :].addmm_(Hinv[columns, columns.stop :].T, Err, alpha=-1)
+    if pattern and not isinstance(removal, Tensor):
+        Bs = pattern.length
+    B = max(Bs, BLOCKSIZE // Bs * Bs)
+    for i in range(0, len(W), B):
+        W1, Hinv1 = W[i : i + B], Hinv[i : i + B, i : i + B]
+        Err, d = torch.zeros_like(W1), Hinv1.diagonal()[:, None]
+        for j in range(len(W1)):
+            if j % Bs == 0:
+                cost = (W1[j : j + Bs] / d[j : j + Bs]).square().T.contiguous()
+                M = _mask(cost, removal, pattern, i + j).to(W.device).T
+            Err[j] = torch.where(M[j % Bs], W1[j] / d[j], 0)
+            W1[j:].addr_(Hinv1[j, j:], Err[j], alpha=-1)
+            W1[j].masked_fill_(M[j % Bs], 0)  # exactly
+        W[i + B :].addmm_(Hinv[i : i + B, i + B :].T, Err, alpha=-1)
     return W.T.contiguous(), grown
 
 
-def _solve_block(W: Tensor, Hinv: Tensor, choose: Choose, start: int, blocksize: int) -> Tensor:
-    """Change columns, (columns, out_features), in place; return the errors that others undo."""
-    Err = torch.zeros_like(W)
-    d = Hinv.diagonal()[:, None]
-    for first in range(0, len(W), blocksize):
-        part = slice(first, min(first + blocksize, len(W)))
-        cost = (W[part] / d[part]).square().T.contiguous()
-        if not all(map(math.isfinite, extremes(cost))):
-            raise DegenerateScores("scores must be finite, got a NaN or an infinity")
-        M = choose(cost, start + first).to(W.device).T
-        for j in range(part.start, part.stop):
-            Err[j] = torch.where(M[j - first], W[j] / d[j], 0)
-            W[j:].addr_(Hinv[j, j:], Err[j], alpha=-1)
-            W[j].masked_fill_(M[j - first], 0)  # exactly
-    return Err
+def _mask(cost: Tensor, removal: Tensor | float, pattern: NOfM | None, start: int) -> Tensor:
+    """Return what goes of some columns from `start` on, given what each removal would cost."""
+    rows, columns = cost.shape
+    if isinstance(removal, Tensor):
+        return removal[:, start : start + columns]
+    if not all(map(math.isfinite, extremes(cost))):
+        raise DegenerateScores("scores must be finite, got a NaN or an infinity")
+    if pattern:
+        return pattern.mask(cost, pattern.implied_sparsity)
+    # All columns so far together lose exactly the fraction, rounded down.
+    due = int(rows * (start + columns) * removal) - int(rows * start * removal)
+    return lowest_of_rows(cost.reshape(1, -1), due).reshape(cost.shape)

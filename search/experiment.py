@@ -27,6 +27,7 @@ from prunevolve.evaluation.windows import (
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Target, group_of, parse_pattern
 from prunevolve.pruning.models import DTYPES, load_config, load_tokenizer, pinned, skeleton
+from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding.variation import Breeder, read_seeds
@@ -158,7 +159,7 @@ def resolve(config: Config) -> Experiment:
         raise ValueError(f"ray.gpus_per_worker must be {rule}, got {ray.gpus_per_worker:g}")
     if config.tensorboard:
         import_module("tensorboard")  # or it would be missed only after the statistics
-    known = [*seeds, *(baseline.criterion for baseline in BASELINES.values())]
+    known = [*seeds, *map(named_metric, BASELINES)]
     named = (criterion.metric.terminals for criterion in known)
     breeder = Breeder(config.search, group, seeds)
     _check_terminals(breeder.terminals)

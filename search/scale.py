@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.parse import named_metric
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.records import Losses, Wanted
 
@@ -196,7 +197,7 @@ class Scale(_Values):
 
 def losses_of(measure: Measure, task: int, role: str) -> tuple[list[float], dict[str, list[float]]]:
     """Return a task's losses by window: dense, and under each baseline that can prune it."""
-    criteria = [None, *(baseline.criterion for baseline in BASELINES.values())]
+    criteria = [None, *map(named_metric, BASELINES)]
     dense, *measured = measure([(task, role, criterion) for criterion in criteria])
     assert dense is not None
     baselines = {name: losses for name, losses in zip(BASELINES, measured, strict=True) if losses}

@@ -103,6 +103,15 @@ def packages_imported_by(file: str) -> set[str]:
     return {name.partition(".")[0] for name in imported_by(file)}
 
 
+@cache
+def files_imported_by(file: str) -> set[str]:
+    """Return our files that a file imports, at its beginning or later."""
+    paths = [name.replace(".", "/") for name in imported_by(file)]
+    found = (f"{path}{end}" for path in paths for end in (".py", "/__init__.py"))
+    parents = (f"{path.rpartition('/')[0]}.py" for path in paths)
+    return {*found, *parents} & set(OURS)
+
+
 def reached_from(file: str) -> set[str]:
     """Return our files that are loaded with this one, itself included."""
     reached, waiting = set(), [file]
@@ -110,10 +119,7 @@ def reached_from(file: str) -> set[str]:
         current = waiting.pop()
         if current not in reached:
             reached.add(current)
-            for name in imported_by(current):
-                path = name.replace(".", "/")
-                candidates = (f"{path}.py", f"{path.rpartition('/')[0]}.py", f"{path}/__init__.py")
-                waiting += [other for other in candidates if other in OURS]
+            waiting += files_imported_by(current)
     return reached
 
 
@@ -133,6 +139,13 @@ def test_sub_packages_of_the_search_know_no_more_of_it_than_the_table_says():
         if file.startswith(place):
             ours = [name.split(".") for name in imported_by(file) if name.startswith("search.")]
             assert {".".join(name[:2]) for name in ours} <= set(allowed), file
+
+
+def test_no_file_imports_itself_by_way_of_others_not_even_inside_functions():
+    for file in OURS:
+        if file != PUBLIC_NAMES:  # it hands out names of files that need not know it
+            circle = {x for x in files_imported_by(file) if file in reached_from(x)}
+            assert circle == set(), file
 
 
 def test_run_prune_loads_neither_the_search_nor_its_libraries_even_indirectly():

@@ -16,7 +16,7 @@ from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import NOfM, Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import load_model
-from prunevolve.pruning.parse import read_tree, resolve_metric
+from prunevolve.pruning.parse import named_metric, read_tree, resolve_metric
 from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import ResidentStore
@@ -185,7 +185,7 @@ def test_selection_of_two_tasks_is_their_mean_relative_rise_by_weight(on_two_tas
     best = Criterion.parse(winner["metric"], winner["group"])
     relative = []
     for pattern in (None, NOfM(2, 4)):
-        unit = max(min(rise(baseline.criterion, pattern) for baseline in BASELINES.values()))
+        unit = max(min(rise(named_metric(name), pattern) for name in BASELINES))
         relative.append(rise(best, pattern)[0] / unit)
     expected = (1 * relative[0] + 3 * relative[1]) / 4
     assert winner["selection"] == pytest.approx(expected, rel=1e-4)

@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor
 
 from prunevolve.command_line import check_interrupt
-from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.parse import named_metric
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.jobs import Arrival, Jobs
 from prunevolve.search.pool.worker import Call
@@ -49,7 +49,7 @@ class Pool:
         self._backend, self._experiment = backend, experiment
         self._losses, self._keep = dict(known or {}), keep
         self._count: Callable[[], object] = lambda: None
-        self._jobs = Jobs(self._evaluation(Candidate(-1, BASELINES["wanda"].criterion)))
+        self._jobs = Jobs(self._evaluation(Candidate(-1, named_metric("wanda"))))
         self._jobs.take = self._take
         self.workers = Workers(backend, self._jobs, experiment.config.ray, clock, say)
 

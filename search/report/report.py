@@ -11,9 +11,9 @@ from jinja2 import StrictUndefined, Template
 
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
-from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.records import Record
 from prunevolve.search.verdict import (
@@ -190,7 +190,7 @@ def _task_table(task: JsonObject, best: JsonObject, is_one_of_several: bool) -> 
     for name, perplexity in _ranked(perplexities):
         criterion, behind = Criterion.parse(best["metric"], best["group"]), ""
         if name != FOUND:
-            criterion = BASELINES[name].criterion
+            criterion = named_metric(name)
             gap = task["behind_best"][name]
             behind = "" if gap["nats"] is None else _gap(gap, "nats")
         group = criterion.group if is_unstructured else task["pattern"]
@@ -259,8 +259,8 @@ def finalist_table(finalists: Sequence[JsonObject]) -> Table:
 
 def front_table(found: Sequence[JsonObject], baselines: Mapping[str, float], chosen: str) -> Table:
     """Return what was measured, and the baselines, that no smaller one equals or beats, by size."""
-    named = {name: BASELINES[name].criterion for name in baselines}
-    known = [(x.metric.size, baselines[name], name, x) for name, x in named.items()]
+    criteria = {name: named_metric(name) for name in baselines}
+    known = [(x.metric.size, baselines[name], name, x) for name, x in criteria.items()]
     known += [
         (row["size"], row["fitness"], row["name"], Criterion.parse(row["metric"], row["group"]))
         for row in found

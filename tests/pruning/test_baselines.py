@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from prunevolve.pruning.baselines import BASELINES, FOUND, NAMED, PUBLISHED
+from prunevolve.pruning.parse import named_metric
 
 
 def relative_importance(W):
@@ -56,7 +57,7 @@ def test_named_metric_is_the_formula_that_it_is_said_to_be(name):
     X, V = torch.rand(1, 7, generator=generator), torch.rand(1, 7, generator=generator)
     B, M = torch.rand(5, 1, generator=generator), torch.randn(5, 7, generator=generator)
     H = torch.rand(1, 7, generator=generator) + 0.1
-    metric = NAMED[name].criterion.metric
+    metric = named_metric(name).metric
     scores = metric.check_scores_weights().score(W=W, G=G, X=X, V=V, B=B, H=H, M=M)
     torch.testing.assert_close(scores, FORMULAS[name](W, G, X, V, B, H, M))
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from refusals import refusal
 from toy_metrics import trees
 
+from prunevolve.pruning.formula import MAX_CHARACTERS, MAX_DEPTH
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.parse import MAX_CHARACTERS, MAX_DEPTH, read_tree
+from prunevolve.pruning.parse import read_tree
 from prunevolve.pruning.statistics import TERMINALS
 
 EXAMPLES = settings(deadline=None, max_examples=50)

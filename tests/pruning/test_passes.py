@@ -23,7 +23,7 @@ WRITTEN = runpy.run_path(str(Path(__file__).parents[2] / "scripts/write_generate
         ("--recipe fast", ["forward", "backward", "threshold", "prune"]),
     ],
 )
-def test_listed_passes_are_run(request_, names):
+def test_listed_passes_are_run_block_by_block(request_, names):
     assert [one.name for one in WRITTEN["passes"](request_)] == names
     given = dict(zip(request_.replace("--", "").split()[::2], request_.split()[1::2], strict=True))
     options = read_recipe(given["recipe"], None) if "recipe" in given else given
@@ -32,7 +32,8 @@ def test_listed_passes_are_run(request_, names):
         toy_model("llama"),
         options.pop("metric"),
         toy_windows(),
-        on_progress=lambda stage, done, total: seen.append(stage),
+        on_progress=lambda *progress: seen.append(progress),
         **options,
     )
-    assert list(dict.fromkeys(seen)) == [name for name in names if name != "threshold"]
+    walks = [name for name in names if name != "threshold"]
+    assert seen == [(name, blocks, 2) for name in walks for blocks in (0, 1, 2)]

@@ -168,23 +168,6 @@ def test_prune_leaves_no_scores_for_the_garbage_collector():
 
 
 @pytest.mark.parametrize(
-    ("metric", "propagation", "stages"),
-    [
-        (MAGNITUDE, "one-shot", ["prune"]),
-        (GBLM, "one-shot", ["forward", "backward", "measure"]),
-        (GBLM, "sequential", ["forward", "backward", "prune"]),
-    ],
-)
-def test_progress_counts_the_blocks_of_every_pass(metric, propagation, stages):
-    seen = []
-    prune_model(
-        *(toy_model("llama"), metric, ROW, toy_windows(), propagation),
-        on_progress=lambda *stage: seen.append(stage),
-    )
-    assert seen == [(stage, done, 2) for stage in stages for done in (0, 1, 2)]
-
-
-@pytest.mark.parametrize(
     ("target", "propagation"),
     [(ROW, "one-shot"), (Target(0.5, Model()), "one-shot"), (ROW, "sequential")],
 )

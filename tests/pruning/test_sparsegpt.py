@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from prunevolve.pruning import sparsegpt
 from prunevolve.pruning.masks import NOfM
-from prunevolve.pruning.ranking import DegenerateScores
-from prunevolve.pruning.sparsegpt import choose_given, choose_lowest, choose_n_of_m, solve
+from prunevolve.pruning.ranking import DegenerateScores, lowest_of_rows
+from prunevolve.pruning.sparsegpt import compensate
 from prunevolve.pruning.statistics import DAMPING
 
 
@@ -35,11 +36,11 @@ def step_by_step(weight, gram, mask):
     return weight
 
 
-@pytest.mark.parametrize("blocksize", [1, 7, 16, 128])
-def test_update_equals_the_removal_of_one_weight_after_the_other(blocksize):
+@pytest.mark.parametrize("Bs", [1, 7, 16, 128])
+def test_update_equals_the_removal_of_one_weight_after_the_other(Bs):
     weight, gram = layer()
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
-    solved, _ = solve(weight, gram.clone(), choose_given(mask), blocksize)
+    solved, _ = compensate(weight, mask, gram.clone(), Bs=Bs)
     torch.testing.assert_close(solved.double(), step_by_step(weight, gram, mask), atol=1e-4, rtol=0)
     assert torch.equal(solved == 0, mask)
 
@@ -47,43 +48,43 @@ def test_update_equals_the_removal_of_one_weight_after_the_other(blocksize):
 def test_weight_and_gram_matrix_are_not_written_to():
     weight, gram = layer()
     before = weight.clone(), gram.clone()
-    solve(weight, gram, choose_lowest(0.5))
+    compensate(weight, 0.5, gram)
     assert torch.equal(weight, before[0]) and torch.equal(gram, before[1])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.37, 0.5, 0.99])
 def test_own_choice_removes_exactly_the_fraction_of_the_layer(fraction):
     weight, gram = layer(columns=300)
-    solved, _ = solve(weight, gram, choose_lowest(fraction))
+    solved, _ = compensate(weight, fraction, gram)
     assert int((solved == 0).sum()) == int(weight.numel() * fraction)
 
 
 def test_own_choice_removes_what_costs_least_and_beats_one_by_magnitude():
     weight, gram = layer()
-    solved, _ = solve(weight, gram, choose_lowest(0.5), blocksize=8)
+    solved, _ = compensate(weight, 0.5, gram, Bs=8)
     smallest = weight.abs() < weight.abs().median()
-    by_magnitude, _ = solve(weight, gram, choose_given(smallest))
+    by_magnitude, _ = compensate(weight, smallest, gram)
     assert error_of(solved - weight, gram) < error_of(by_magnitude - weight, gram)
 
 
-def test_own_choice_sees_the_changes_so_far():
+def test_own_choice_sees_the_changes_so_far(monkeypatch):
     weight, gram = layer()
     costs = []
 
-    def choose(cost, start):
+    def choose(cost, due):
         costs.append(cost.clone())
-        return choose_lowest(0.5)(cost, start)
+        return lowest_of_rows(cost, due)
 
-    solve(weight, gram, choose, blocksize=20)
-    first, second = costs
-    solve(weight, gram, lambda cost, start: costs.append(cost) or cost < -1, blocksize=20)
-    assert torch.equal(costs[2], first) and not torch.equal(costs[3], second)
+    monkeypatch.setattr(sparsegpt, "lowest_of_rows", choose)
+    for fraction in (0.5, 0.0):
+        compensate(weight, fraction, gram, Bs=20)
+    assert torch.equal(costs[2], costs[0]) and not torch.equal(costs[3], costs[1])
 
 
 @pytest.mark.parametrize(("kept", "length"), [(2, 4), (4, 8), (1, 3), (100, 200)])
 def test_own_choice_under_n_of_m_leaves_n_of_each_m(kept, length):
     weight, gram = layer(columns=600)
-    solved, _ = solve(weight, gram, choose_n_of_m(NOfM(kept, length)), length)
+    solved, _ = compensate(weight, 0.5, gram, NOfM(kept, length))
     zeros = (solved.reshape(-1, length) == 0).sum(1)
     assert set(zeros.tolist()) == {length - kept}
 
@@ -91,7 +92,7 @@ def test_own_choice_under_n_of_m_leaves_n_of_each_m(kept, length):
 def test_inputs_that_are_always_zero_do_no_harm():
     weight, gram = layer()
     gram[3], gram[:, 3] = 0, 0
-    solved, grown = solve(weight, gram, choose_lowest(0.5))
+    solved, grown = compensate(weight, 0.5, gram)
     assert torch.isfinite(solved).all() and grown == 0
 
 
@@ -100,12 +101,12 @@ def test_damping_that_grows_is_told():
     gram[:] = 0
     gram[:2, :2] = torch.tensor([[1000.0, 1002.0], [1002.0, 1000.0]])
     # 1% of the mean is 0.5, and 2 are too few; tenfold is enough.
-    solved, grown = solve(weight, gram, choose_lowest(0.5))
+    solved, grown = compensate(weight, 0.5, gram)
     assert torch.isfinite(solved).all() and grown == 1
     broken = weight.clone()
     broken[3, 5] = torch.nan
     with pytest.raises(DegenerateScores, match="scores must be finite"):
-        solve(broken, gram, choose_lowest(0.5))
+        compensate(broken, 0.5, gram)
     gram[5, 5] = torch.inf
     with pytest.raises(DegenerateScores, match="the Gram matrix of its inputs has no "):
-        solve(weight, gram, choose_lowest(0.5))
+        compensate(weight, 0.5, gram)

@@ -6,6 +6,7 @@ import pytest
 from toy_setup import SNIP, WANDA, asking, embedded_setup, made_of, small
 
 from prunevolve.pruning.baselines import BASELINES
+from prunevolve.pruning.parse import named_metric
 from prunevolve.search.scale import Cell, Scale, cell_of, cells_of, losses_of, paired_difference
 
 DENSE = [1.0, 2.0, 3.0, 4.0]
@@ -158,7 +159,7 @@ def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
 
 def test_losses_leave_out_a_baseline_that_cannot_prune():
     def measure(asked):
-        assert asked[1] == (0, "fitness", BASELINES["magnitude"].criterion)
+        assert asked[1] == (0, "fitness", named_metric("magnitude"))
         return [DENSE, None, *([[2.0] * 4] * (len(asked) - 2))]
 
     dense, named = losses_of(measure, 0, "fitness")

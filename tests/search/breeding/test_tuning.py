@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prunevolve.configs.schema import Search
-from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding import tuning as tuning_module
 from prunevolve.search.breeding.factors import factors_for
@@ -28,7 +28,7 @@ from prunevolve.search.breeding.variation import Breeder, seeded
 from prunevolve.search.population import PATIENCE, UNTUNED, State, Tuning
 from prunevolve.search.records import Candidate, Outcome, Record
 
-DIRECTED = NAMED["directed-snip-wanda"].criterion.metric
+DIRECTED = named_metric("directed-snip-wanda").metric
 TABLE = factors_for(TERMINALS, "model")
 
 

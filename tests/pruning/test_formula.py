@@ -8,6 +8,7 @@ from toy_metrics import trees
 
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding.product import factors_of
 from prunevolve.search.breeding.simplify import simplify
@@ -66,7 +67,7 @@ def test_line_of_mathematics_is_read(line, text):
 
 @pytest.mark.parametrize("name", NAMED)
 def test_line_of_a_named_metric_has_its_factors(name):
-    criterion = NAMED[name].criterion
+    criterion = named_metric(name)
     again = Criterion.parse(str(criterion.metric), criterion.group)
     assert factors_of(simplify(again).metric) == factors_of(simplify(criterion).metric)
 
