@@ -22,7 +22,6 @@ from prunevolve.pruning.run.options import Method, MethodArguments, make, over, 
 from prunevolve.pruning.run.verify import LayerCount
 from prunevolve.pruning.statistics import TERMINALS, Statistics
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Texts
 
 __all__ = [
     "Criterion",
@@ -128,7 +127,7 @@ def prune(
     pruner.prune(
         ResidentStore(model),
         asked,
-        Texts(windows),
+        {} if windows is None else {"calibration": windows},
         statistics={**statistics} if statistics else None,
         on_progress=on_progress,
         record=found.__setitem__,

@@ -24,27 +24,6 @@ HEAD_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Windows of text, (N, T) each, and what they are for."""
-
-    calibration: Tensor | None = None  # for the statistics; ignored if none is needed
-    # By stream, `dense` and `pruned`, which pass the model before and after pruning.
-    evaluations: Mapping[str, Tensor] = field(default_factory=dict)
-    # Of these streams: maps each window's states that enter the head, (T, hidden_size), a function
-    # that makes logits of them, the windows, and what is called after each to the windows' losses.
-    losses: Callable[..., Tensor] | None = None
-
-    def by_stream(self, name: str) -> Tensor | None:
-        """Return the windows of a stream; None if it has none.
-
-        Those of calibration pass the dense model once more as `targets`, for a training.
-        """
-        calibrates = name in ("calibration", "targets")
-        windows = self.calibration if calibrates else self.evaluations.get(name)
-        return windows if windows is not None and len(windows) else None
-
-
-@dataclass(frozen=True)
 class BlockCall:
     """All that one decoder block was called with besides the hidden states."""
 

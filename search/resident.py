@@ -24,7 +24,6 @@ from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Texts
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Resident:
             prune(
                 self.store,
                 Recipe(metric, target),
-                Texts(),  # all statistics are given
+                {},  # all statistics are given
                 statistics=self.statistics,
                 kept_scores=self._scores if needed_again and not self._low_memory else None,
             )

@@ -29,7 +29,7 @@ from prunevolve.pruning.run.job import ONE_KIND
 from prunevolve.pruning.run.options import read_recipe
 from prunevolve.pruning.run.verify import verify_result
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Stream, Texts
+from prunevolve.pruning.stream import Stream
 
 
 def call(code=0, **options):
@@ -773,7 +773,7 @@ def test_run_prune_reads_the_gradients_that_the_release_saved(
     found |= {f"G/{name}": G.float() for name, G in gradients.items()}
     target = Target(0.5, group_of(recipe["group"]))
     request = Recipe(Metric.parse(recipe["metric"]), target)
-    prune(resident, request, Texts(windows), statistics=found)
+    prune(resident, request, {"calibration": windows}, statistics=found)
     written = tensors_of(tmp_path / "out")
     for name, weight in weights_of(resident.model).items():
         assert torch.equal(written[f"{name}.weight"], weight), name

@@ -20,7 +20,6 @@ from prunevolve.pruning.parse import named_metric, read_tree, resolve_metric
 from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Texts
 from prunevolve.search import command as run_search
 from prunevolve.search.breeding.product import factors_of
 from prunevolve.search.breeding.variation import read_seeds
@@ -178,7 +177,7 @@ def test_selection_of_two_tasks_is_their_mean_relative_rise_by_weight(on_two_tas
     def rise(criterion, pattern):
         store = ResidentStore(load_model("embedded", "float32"))
         recipe = Recipe(criterion.metric, Target(0.5, pattern or group_of(criterion.group)))
-        prune(store, recipe, Texts(windows["calibration"].tokens))
+        prune(store, recipe, {"calibration": windows["calibration"].tokens})
         rises = losses_in(store, text) - dense
         return rises.mean().item(), rises.std().item() / math.sqrt(len(rises))
 
@@ -219,7 +218,7 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
     def rise(criterion):
         store = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
         target = Target(0.6, group_of(criterion.group))
-        prune(store, Recipe(criterion.metric, target), Texts(text["calibration"].tokens))
+        prune(store, Recipe(criterion.metric, target), {"calibration": text["calibration"].tokens})
         return (losses_in(store, text["selection"].tokens) - dense).mean().item()
 
     best, second, *_ = standings

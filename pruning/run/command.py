@@ -34,7 +34,6 @@ from prunevolve.pruning.run.result import (
 )
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, verify_result
 from prunevolve.pruning.store import FolderStore, ResidentStore
-from prunevolve.pruning.stream import Texts
 
 
 def validate(job: Job) -> JsonObject:
@@ -162,7 +161,7 @@ def _carry_out(
 
     What is found out is kept as soon as it is known.
     """
-    model, run, tokens = job.model, work.run, windows["evaluation"].tokens
+    model, run, evaluation = job.model, work.run, windows["evaluation"].tokens
     inspector = Inspector(
         model.config, [*linear_layers(store.model)], job.recipe.target, run.shares
     )
@@ -181,16 +180,25 @@ def _carry_out(
             progress(f"{name} zero-shot", 1, 1)
 
     store.on_shard = look
-    calibration = windows["calibration"].tokens if "calibration" in windows else None
-    left = [name for name in ("dense", "pruned") if name not in run.losses]
-    texts = Texts(calibration, dict.fromkeys(left, tokens), window_losses)
+    texts = {name: evaluation for name in ("dense", "pruned") if name not in run.losses}
+    if calibration := windows.get("calibration"):
+        texts["calibration"] = calibration.tokens
     on_disk = job.plan.on_disk
     if statistics is None and "statistics" in on_disk:
         statistics = DiskOffload(work.statistics)
     states = DiskOffload(work.states, fresh=True) if "hidden states" in on_disk else {}
     score("dense", model.name)
     try:
-        prune(store, job.recipe, texts, states, statistics, progress, record=work.keep)
+        prune(
+            store,
+            job.recipe,
+            texts,
+            states,
+            statistics,
+            progress,
+            record=work.keep,
+            losses=window_losses,
+        )
     except DegenerateScores:
         store.checkpoint.check_finite()  # else it is the metric's fault
         raise

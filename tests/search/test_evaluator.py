@@ -25,7 +25,6 @@ from prunevolve.pruning.models import load_model
 from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Texts
 from prunevolve.search.evaluator import SLACK, Evaluator
 from prunevolve.search.records import Candidate
 
@@ -88,7 +87,7 @@ def dense_store(evaluator, task):
 def pruned(evaluator, task, criterion=WANDA):
     store, target = dense_store(evaluator, task), evaluator.experiment.target(task, criterion.group)
     calibration = subject_of(evaluator, task).tokens["calibration"]
-    prune(store, Recipe(criterion.metric, target), Texts(calibration))
+    prune(store, Recipe(criterion.metric, target), {"calibration": calibration})
     return store
 
 

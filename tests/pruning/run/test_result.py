@@ -25,7 +25,6 @@ from prunevolve.pruning.run.result import (
 )
 from prunevolve.pruning.run.verify import FolderMismatchError, Inspector, verify_result
 from prunevolve.pruning.store import FolderStore
-from prunevolve.pruning.stream import Texts
 
 PLACE = {"corpus": "/home/me/own.txt + c4", "split": "all", "windows": 2, "length": 8, "tokens": 16}
 MEASURED = {
@@ -65,7 +64,7 @@ def saved(dense):
 
     def save(folder, target=HALF_OF_ROWS, name=None, **measured):
         store = store_of(dense, folder)
-        prune(store, Recipe(Metric("W"), target), Texts())
+        prune(store, Recipe(Metric("W"), target), {})
         inspector = Inspector(store.config, [*linear_layers(store.model)], target, {})
         save_model(store, inspector)
         save_papers(folder, recipe_of(name or str(dense), target), MEASURED | measured, inspector)
