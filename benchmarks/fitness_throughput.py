@@ -4,15 +4,12 @@ On the candidates of a real run, in this process, with one worker's threads:
 
 - pruning in each kind of group, against forward with loss over one window;
 - the driver's own work: breed, simplify, fingerprint, commit, journal;
-- candidates decided per hour by the search, against the same resident worker without fingerprints
-  and stages.
+- candidates decided per hour.
 """
 
-import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +37,7 @@ PRUNED: dict[str, Group] = {
 PRUNE, WINDOW = "prune in all, ", "forward and loss, one window"
 
 PRUNING_BAR = "0.50 of a window"
-BARS = {"driver_ms_per_candidate": "5", "ratio_resident": "6"}
+BARS = {"driver_ms_per_candidate": "5", "candidates_an_hour": ""}
 
 
 def main(
@@ -59,10 +56,6 @@ def main(
     driver, asked = replayed(real)
     start = len(real.records) // 2 if first is None else first
     chosen = real.records[start : start + candidates]
-    seconds = {
-        "resident": _seconds_in_full(evaluator, chosen),
-        "ours": driver + seconds_decided(evaluator, chosen, asked),
-    }
     figures: dict[str, Any] = {
         "seconds": parts,
         "fitness_tokens": sum(
@@ -71,8 +64,7 @@ def main(
         ),
         "threads": torch.get_num_threads(),
         "driver_ms_per_candidate": 1000 * driver,
-        "candidates_an_hour": {way: 3600 / value for way, value in seconds.items()},
-        "ratio_resident": seconds["resident"] / seconds["ours"],
+        "candidates_an_hour": 3600 / (driver + seconds_decided(evaluator, chosen, asked)),
     }
     _print(figures, f"{experiment.config.model}, {experiment.config.dtype}, run {run.name}", chosen)
     write_json(json, {**conditions(experiment.config.dtype), **figures})
@@ -84,9 +76,7 @@ def _print(figures: dict[str, Any], what: str, chosen: Sequence[Record]) -> None
         [f"{name}, s", seconds, seconds / window, PRUNING_BAR * (name != WINDOW)]
         for name, seconds in figures["seconds"].items()
     ]
-    pace = {f"candidates_an_hour, {way}": x for way, x in figures["candidates_an_hour"].items()}
-    rates = {name: figures[name] for name in BARS} | pace
-    rows += [[name, value, "", BARS.get(name, "")] for name, value in rates.items()]
+    rows += [[name, figures[name], "", bar] for name, bar in BARS.items()]
     title = (
         f"{what}: {len(chosen)} candidates from {chosen[0].index} on, {figures['threads']} "
         f"threads, {figures['fitness_tokens']} fitness tokens"
@@ -134,27 +124,10 @@ def seconds_decided(
     """Return a worker's seconds per candidate; those decided by the driver cost it none."""
     evaluator.evaluate(asked[chosen[0].index])  # warms up
     began = time.perf_counter()
-    for record in track(chosen, "our way", transient=True):
+    for record in track(chosen, "evaluating", transient=True):
         if record.outcome.tokens:
             evaluator.evaluate(asked[record.index])
     return (time.perf_counter() - began) / len(chosen)
-
-
-def _seconds_in_full(evaluator: Evaluator, chosen: Sequence[Record]) -> float:
-    """Return a resident worker's seconds per candidate without fingerprints and early stops."""
-    experiment = evaluator.experiment
-    search = experiment.config.search.model_copy(update={"stages": []})
-    config = experiment.config.model_copy(update={"search": search})
-    evaluator.experiment = replace(experiment, config=config)
-    novel = [r for r in chosen if not r.outcome.reason.startswith("same text")]
-    # A sample is enough, since candidates differ only in the cost of their metric.
-    sample = random.Random(0).sample(novel, min(len(novel), 30))
-    began = time.perf_counter()
-    for record in track(sample, "resident, all in full", transient=True):
-        evaluator.evaluate(Candidate(record.index, record.criterion))
-    seconds = (time.perf_counter() - began) / len(sample)
-    evaluator.experiment = experiment
-    return seconds * len(novel) / len(chosen)
 
 
 def _best(work: Callable[[], object], repeats: int = 5) -> float:

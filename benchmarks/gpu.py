@@ -148,11 +148,11 @@ def _tests(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
 def _candidates(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
     """Evaluate a candidate on each model, here and on the CPU."""
     for model, how in MODELS.items():
-        check, place = f"{model}: losses of a candidate", ROOT / model
-        if how and not place.is_dir():
+        check, folder = f"{model}: losses of a candidate", ROOT / model
+        if how and not folder.is_dir():
             yield Row(check, "as on the CPU", f"not there: {how} builds it")
             continue
-        experiment = _experiment(place if how else model, "float32", windows=4, length=128)
+        experiment = _experiment(folder if how else model, "float32", windows=4, length=128)
         here, there = (_losses(experiment, where) for where in (device, "cpu"))
         apart = ((here - there).abs() / there).max().item()
         yield Row(check, "within 0.5% of the CPU's", f"{apart:.4%}", apart < 5e-3)
@@ -258,8 +258,8 @@ def _search(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
     here = run.evaluator(replace(run.experiment, device=device))
     worker = seconds_decided(here, run.records, asked)
     yield Row("candidates an hour, one worker", "", f"{3600 / (driver + worker):,.0f}")
-    share = driver / (driver + worker)
-    yield Row("the driver's share", "", f"{share:.1%}, {1000 * driver:.1f} ms a candidate")
+    fraction = driver / (driver + worker)
+    yield Row("the driver's share", "", f"{fraction:.1%}, {1000 * driver:.1f} ms a candidate")
 
 
 def _resolved(device: str, config: Config) -> Experiment:

@@ -37,8 +37,8 @@ LAG = 16
 LOWEST, SPREAD = 0.9, 2.0
 """Least and range of the made-up fitness."""
 
-LONG_SHARE, LONG_FACTOR = 0.1, 10.0
-"""The share of long evaluations in an uneven mix, and how much longer they are."""
+LONG_FRACTION, LONG_FACTOR = 0.1, 10.0
+"""The fraction of long evaluations in an uneven mix, and how much longer they are."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Case:
 
     def duration(self, candidate: Candidate) -> float:
         """Return how long an evaluation takes; it depends on the candidate alone."""
-        long = self.uneven and _fraction(str(candidate.index)) < LONG_SHARE
+        long = self.uneven and _fraction(str(candidate.index)) < LONG_FRACTION
         return self.seconds * (LONG_FACTOR if long else 1)
 
 
@@ -188,10 +188,10 @@ def _measure(
     (began, cpu, first), (ended, cpu_after, last) = marks
     inside = [(max(a, began), min(b, ended)) for a, b in backends[0].spans]
     busy = [end - start for start, end in inside if start < end]
-    mean = case.seconds * (1 + case.uneven * LONG_SHARE * (LONG_FACTOR - 1))
-    share = sum(busy) / (case.workers * (ended - began))
+    mean = case.seconds * (1 + case.uneven * LONG_FRACTION * (LONG_FACTOR - 1))
+    busy_fraction = sum(busy) / (case.workers * (ended - began))
     cpu, candidates = cpu_after - cpu, last - first
-    values = (share, 1000 * cpu / candidates, mean * len(busy) / cpu, candidates)
+    values = (busy_fraction, 1000 * cpu / candidates, mean * len(busy) / cpu, candidates)
     return dict(zip(COLUMNS, values, strict=True))
 
 

@@ -54,8 +54,8 @@ def main(
 ) -> None:
     """Print one table; exits 1 if the journal differs from that of the undisturbed search."""
     settings = [*SMALL, f"search.seed={seed}", f"search.candidates={candidates}"]
-    with tempfile.TemporaryDirectory(prefix="soak-") as place:
-        folder = Path(place)  # short, since Ray makes sockets in it
+    with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
+        folder = Path(scratch)  # short, since Ray makes sockets in it
         began = time.monotonic()
         quiet = Driver(folder / "quiet", [*settings, "ray.workers=1"])
         quiet.start()
@@ -187,12 +187,12 @@ class Nodes:
 
 def _processes(nodes: Sequence[Any]) -> set[psutil.Process]:
     """Return the processes of Ray's nodes and all below them."""
-    found = set()
+    processes = set()
     for info in (i for node in nodes for kind in node.all_processes.values() for i in kind):
         with suppress(psutil.NoSuchProcess):
             parent = psutil.Process(info.process.pid)
-            found |= {parent, *parent.children(recursive=True)}
-    return found
+            processes |= {parent, *parent.children(recursive=True)}
+    return processes
 
 
 def _kill(processes: set[psutil.Process]) -> None:

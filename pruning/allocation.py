@@ -60,16 +60,16 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
 
 
 def _from_file(argument: str, target: Target) -> Allocation:
-    known = f"give {', '.join(ALLOCATIONS)} or a JSON file with 'shares' by layer"
+    ways_out = f"give {', '.join(ALLOCATIONS)} or a JSON file with 'shares' by layer"
     try:
         content = read_object(Path(argument))
     except OSError as error:
-        raise ValueError(f"allocation {argument!r} cannot be read: {error}; {known}") from error
+        raise ValueError(f"allocation {argument!r} cannot be read: {error}; {ways_out}") from error
     shares = content.get("shares")
     if not isinstance(shares, dict) or not all(
         isinstance(share, float | int) and 0 <= share < 1 for share in shares.values()
     ):
-        raise ValueError(f"allocation {argument!r} has no 'shares' in [0, 1): {known}")
+        raise ValueError(f"allocation {argument!r} has no 'shares' in [0, 1): {ways_out}")
     wanted = {"group": target.group_name, "sparsity": target.sparsity}
     made_for = {key: content.get(key) for key in wanted}
     if made_for != wanted:
@@ -106,7 +106,7 @@ def by_outliers(layers: Layers, score: Score, target: Target) -> dict[str, float
     low, high = min(outliers.values()), max(outliers.values())
     scale = 2 * _LAMBDA / (high - low) if high > low else 0.0
     wanted = {layer: -scale * share for layer, share in outliers.items()}
-    return whole_counts(shifted(wanted, sizes, target.sparsity), layers, target)
+    return rounded(shifted(wanted, sizes, target.sparsity), layers, target)
 
 
 def shifted(
@@ -122,23 +122,21 @@ def shifted(
     return values
 
 
-def whole_counts(
-    fractions: Mapping[str, float], layers: Layers, target: Target
-) -> dict[str, float]:
+def rounded(fractions: Mapping[str, float], layers: Layers, target: Target) -> dict[str, float]:
     """Return fractions that stand for whole numbers of weights.
 
-    What is cut off goes to the next layer, so that all together lose what they should, but for
-    less than one weight of each row of the last.
+    Each layer's count is rounded down, and the remainder carried on to the next, so that the total
+    is exact, but for less than one weight of each row of the last.
     """
-    owed, whole = 0.0, {}
+    remainder, shares = 0.0, {}
     for of_block in layers.values():
         for layer, module in of_block.items():
             rows, columns = module.out_features, module.in_features
-            places, each = (columns, rows) if target.group.within_rows else (rows * columns, 1)
-            owed += fractions[layer] * rows * columns
-            removed = min(places - 1, int(owed / each + 1e-9))
-            owed -= removed * each
-            share = removed / places
-            # The product with the places must not fall below the whole number by rounding.
-            whole[layer] = share if int(places * share) == removed else math.nextafter(share, 1)
-    return whole
+            size, groups = (columns, rows) if target.group.within_rows else (rows * columns, 1)
+            remainder += fractions[layer] * rows * columns
+            removed = min(size - 1, int(remainder / groups + 1e-9))
+            remainder -= removed * groups
+            share = removed / size
+            # The product with the size must not fall below the number by rounding.
+            shares[layer] = share if int(size * share) == removed else math.nextafter(share, 1)
+    return shares

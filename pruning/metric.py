@@ -48,9 +48,8 @@ def is_number(value: float) -> bool:
 class Metric:
     """A formula that scores every weight of a matrix; weights with low scores are pruned."""
 
-    name: (
-        str  # the operator, terminal or number at the root; a number as `Metric.constant` writes it
-    )
+    # The operator, terminal or number at the root; a number as `Metric.constant` writes it.
+    name: str
     operands: tuple["Metric", ...] = ()  # of the operator
 
     @staticmethod
@@ -149,10 +148,10 @@ class Metric:
         """
         if self._units is None:
             at = next(x for x in self.nodes() if not x._units and all(y._units for y in x.operands))
-            held = ", ".join(f"{x.text} has {x._units}" for x in at.operands)
+            units = ", ".join(f"{x.text} has {x._units}" for x in at.operands)
             rule = "operands of one unit" if len(at.operands) > 1 else "an operand without units"
             raise ValueError(
-                f"metric '{self.text}': {at.text} needs {rule} (use a mean or a quotient): {held}"
+                f"metric '{self.text}': {at.text} needs {rule} (use a mean or a quotient): {units}"
             )
         return self._units
 
@@ -235,34 +234,34 @@ class Metric:
             Scores in fp32, (out_features, in_features) if `problem` is empty, else possibly of
             size 1 along a side. They may be non-finite: no mask can be made of such scores.
         """
-        known: dict[Metric, Tensor] = {}
+        values: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
         for terminal in sorted(self.terminals):
             if (tensor := terminals.get(terminal)) is None:
                 raise ValueError(
                     f"metric '{self.text}' uses {terminal}, and {terminal} is None: pass it"
                 )
-            known[Metric(terminal)] = tensor.to(torch.float32)
+            values[Metric(terminal)] = tensor.to(torch.float32)
             device = tensor.device
         try:
-            torch.broadcast_shapes(*(tensor.shape for tensor in known.values()))
+            torch.broadcast_shapes(*(tensor.shape for tensor in values.values()))
         except RuntimeError as error:
-            shapes = ", ".join(f"{x.name} of {tuple(y.shape)}" for x, y in known.items())
+            shapes = ", ".join(f"{x.name} of {tuple(y.shape)}" for x, y in values.items())
             raise ValueError(f"terminals must be those of one matrix, got {shapes}") from error
-        return self.evaluate(known, device)
+        return self.evaluate(values, device)
 
-    def evaluate(self, known: dict["Metric", Tensor], device: torch.device) -> Tensor:
-        """Return the scores, given its terminals' values; what is computed is added to `known`."""
-        if self in known:
-            return known[self]
+    def evaluate(self, values: dict["Metric", Tensor], device: torch.device) -> Tensor:
+        """Return the scores, given its terminals' values; what is computed is added to `values`."""
+        if self in values:
+            return values[self]
         if self.is_constant:  # of two dimensions, as every operator expects
-            known[self] = torch.full((1, 1), self.value, dtype=torch.float32, device=device)
+            values[self] = torch.full((1, 1), self.value, dtype=torch.float32, device=device)
         else:
-            operands = [operand.evaluate(known, device) for operand in self.operands]
+            operands = [operand.evaluate(values, device) for operand in self.operands]
             operator = OPERATORS[self.name]
             unsigned = operator.unsigned if self.operands[-1].never_negative else None
-            known[self] = (unsigned or operator.function)(*operands)
-        return known[self]
+            values[self] = (unsigned or operator.function)(*operands)
+        return values[self]
 
     @cached_property
     def _hash(self) -> int:  # `score` looks subtrees up by value

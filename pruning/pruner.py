@@ -116,13 +116,11 @@ def collect(
         terminals: The statistics to collect; terminals that need no calibration are ignored.
     """
     terminals &= STATISTICS
-    found: dict[str, Tensor] = {}
+    found = Statistics()
     if terminals:
         walk = _Walk(store, {"calibration": windows}, terminals, {}, found, on_progress, keep)
         walk.run(tuple(collecting(terminals)))
-    layers = linear_layers(store.model)
-    order = [f"{terminal}/{layer}" for terminal in sorted(terminals) for layer in layers]
-    return Statistics({key: found[key] for key in order if key in found})
+    return found
 
 
 def zeroed(weight: Tensor, mask: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class FolderStore:
         device: Where passes run.
         shards: Folder for the shards that are written, where finished ones count as written; None
             if nothing will be.
-        held: Whether blocks stay in memory once they have been opened, until they are written.
+        keeps: Whether blocks stay in memory once they have been opened, until they are written.
 
     Raises ValueError as `Checkpoint.published`.
     """
@@ -99,9 +99,9 @@ class FolderStore:
         dtype: str,
         device: str = "cpu",
         shards: Path | None = None,
-        held: bool = False,
+        keeps: bool = False,
     ) -> None:
-        self.checkpoint, self.config, self._shards, self._held = checkpoint, config, shards, held
+        self.checkpoint, self.config, self._shards, self._keeps = checkpoint, config, shards, keeps
         self.device, self._dtype = torch.device(device), DTYPES[dtype]
         self.model = skeleton(config, self._dtype)
         buffers = self.model.named_buffers(remove_duplicate=False)
@@ -159,7 +159,7 @@ class FolderStore:
         try:
             yield self.model.get_submodule(block)
         finally:
-            if not self._held or block in self.written:
+            if not self._keeps or block in self.written:
                 self._put(self._meta[block])
 
     def _is_closed(self, block: str) -> bool:

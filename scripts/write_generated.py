@@ -1,14 +1,14 @@
-"""Generate the tables of docs/METRICS.md and docs/ARCHITECTURE.md, and configs/schema.json."""
+"""Generate parts of docs/METRICS.md and docs/ARCHITECTURE.md, and configs/schema.json."""
 
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from prunevolve.configs.files import BASE
 from prunevolve.configs.schema import Config
-from prunevolve.pruning.baselines import NAMED, Baseline
+from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import GROUPS, group_of
 from prunevolve.pruning.operators import OPERATORS
 from prunevolve.pruning.parse import resolve_metric
@@ -34,8 +34,8 @@ def main() -> None:
 def generated() -> dict[Path, str]:
     """Return the whole text of each file, as generated from code."""
     return {
-        ARCHITECTURE: with_tables(read(ARCHITECTURE), {"passes": _passes()}),
-        METRICS: with_tables(read(METRICS), tables()),
+        ARCHITECTURE: with_parts(read(ARCHITECTURE), {"passes": _passes()}),
+        METRICS: with_parts(read(METRICS), lists()),
         SCHEMA: json.dumps(_config_schema(), indent=2) + "\n",
     }
 
@@ -58,39 +58,28 @@ def read(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def with_tables(text: str, tables: Mapping[str, str]) -> str:
-    """Return a text with each table inserted between its two markers.
+def with_parts(text: str, parts: Mapping[str, str]) -> str:
+    """Return a text with each part inserted between its two markers.
 
     Raises:
-        KeyError: If a marker names no table.
+        KeyError: If a marker names no part.
     """
-    return _MARKED.sub(lambda match: match[1] + tables[match[2]] + match[3], text)
+    return _MARKED.sub(lambda match: match[1] + parts[match[2]] + match[3], text)
 
 
-def tables() -> dict[str, str]:
-    """Return the tables by the names in their markers."""
+def lists() -> dict[str, str]:
+    """Return the lists by the names in their markers."""
     return {
-        "terminals": _table(
-            ("terminal", "shape", "units", "meaning"),
-            (_terminal_row(*row) for row in TERMINALS.items()),
-        ),
-        "operators": _table(
-            ("operator", "meaning"), ((f"`{name}`", row.meaning) for name, row in OPERATORS.items())
-        ),
-        "groups": _table(("group", "the weights that compete"), map(_group_row, GROUPS)),
-        "named": _table(
-            ("name", "group and formula", "source"), (_named_row(*row) for row in NAMED.items())
+        "terminals": _list(map(_terminal, TERMINALS.items())),
+        "operators": _list(_operators()),
+        "groups": _list(f"`{name}`: {_doc(group_of(name))}" for name in GROUPS),
+        "named": _list(
+            f"`{name}` ({row.group}): `{row.text}`. {row.source}" for name, row in NAMED.items()
         ),
     }
 
 
-REQUESTS = (
-    "--metric wanda",
-    "--metric pruner-zero",
-    "--metric snip",
-    "--recipe fast",
-    "--recipe best",
-)
+REQUESTS = ("--metric wanda", "--metric pruner-zero", "--recipe fast", "--recipe best")
 """Typical requests, whose passes are shown."""
 
 
@@ -110,19 +99,28 @@ def passes(words: str) -> tuple[Pass, ...]:
     return passes_of(made, made.dense_terminals)
 
 
-def _terminal_row(name: str, terminal: Terminal) -> tuple[str, ...]:
-    sides = (
-        f"`({'out' if terminal.shape.by_row else 1}, {'in' if terminal.shape.by_column else 1})`"
-    )
-    return f"`{name}`", sides, str(terminal.units), terminal.meaning
+def _list(items: Iterable[str]) -> str:
+    return "".join(f"- {item}\n" for item in items)
 
 
-def _group_row(name: str) -> tuple[str, ...]:
-    return f"`{name}`", " ".join((inspect.getdoc(group_of(name)) or "").split())
+def _terminal(item: tuple[str, Terminal]) -> str:
+    name, terminal = item
+    rows, columns = terminal.shape.by_row, terminal.shape.by_column
+    shape = f"({'out' if rows else 1}, {'in' if columns else 1})"
+    return f"`{name}`, `{shape}`, {terminal.units}: {terminal.meaning}"
 
 
-def _named_row(name: str, named: Baseline) -> tuple[str, ...]:
-    return f"`{name}`", f"{named.group}: `{named.text}`", named.source
+def _operators() -> Iterator[str]:
+    """Yield names and meanings; what reduces a column is named beside what reduces a row."""
+    for name, operator in OPERATORS.items():
+        if name.startswith("row"):
+            yield f"`{name}`, `col{name[3:]}`: {operator.meaning}, the outputs"
+        elif not name.startswith("col"):
+            yield f"`{name}`: {operator.meaning}"
+
+
+def _doc(group: object) -> str:
+    return " ".join((inspect.getdoc(group) or "").split())
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -1,7 +1,8 @@
-"""What the documents name exists: paths, make targets, options, headings."""
+"""What the documents name exists, and what is generated is what the code makes."""
 
 import copy
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,18 @@ DOCUMENTS = [
     *("docs/CLUSTER.md", "docs/APPLY.md", "docs/EXTENDING.md", "docs/PYTHON.md"),
     "docs/TABLES.md",
 ]
+GENERATED = runpy.run_path(str(ROOT / "scripts/write_generated.py"))["generated"]
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.*-]*|[\w-]+\.(?:py|md|toml))`")
 
 
 def text_of(document: str) -> str:
     return (ROOT / document).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", GENERATED(), ids=lambda path: path.name)
+def test_generated_file_is_what_the_code_makes(path):
+    made = GENERATED()[path]
+    assert path.read_text(encoding="utf-8") == made, "run scripts/write_generated.py"
 
 
 def test_named_paths_exist():

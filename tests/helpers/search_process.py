@@ -1,6 +1,7 @@
 """Scripts, in this process or as processes: watched, hit by signals, and run to their end."""
 
 import io
+import json
 import subprocess
 import sys
 import time
@@ -48,6 +49,15 @@ def resume_command(out: Path, *overrides: str) -> list[str]:
 def run(arguments: list[str], **options) -> subprocess.CompletedProcess[str]:
     usual = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
     return subprocess.run(arguments, **{**usual, **options})
+
+
+def figures_of(benchmark: str, folder: Path, *options: object, **more) -> dict:
+    """Run a benchmark in a folder to its end; return the figures that it writes."""
+    figures = folder / "figures.json"
+    program = [sys.executable, str(ROOT / "benchmarks" / benchmark), "--json", str(figures)]
+    done = run([*program, *map(str, options)], **{"cwd": folder, "timeout": 600, **more})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(figures.read_text())
 
 
 def begin(arguments: list[str], **options) -> subprocess.Popen[str]:

@@ -11,7 +11,7 @@ from torch.nn import Linear
 
 import prunevolve
 from prunevolve import load_model, prune
-from prunevolve.pruning.allocation import by_outliers, resolve_allocation, shifted, whole_counts
+from prunevolve.pruning.allocation import by_outliers, resolve_allocation, rounded, shifted
 from prunevolve.pruning.masks import Layer, Row, Target
 
 LAYERS = {
@@ -52,8 +52,8 @@ def test_shifted_values_have_the_sparsity_as_their_mean_within_their_limits(spar
 
 @pytest.mark.parametrize(("group", "unit"), [(Row(), 2), (Layer(), 1)])
 @pytest.mark.parametrize("sparsity", [0.123, 0.29, 0.5, 0.777])
-def test_whole_counts_add_up_to_the_sparsity_within_the_last_layers_unit(group, unit, sparsity):
-    fractions = whole_counts(dict.fromkeys(SIZES, sparsity), LAYERS, Target(sparsity, group))
+def test_rounded_counts_add_up_to_the_sparsity_within_the_last_layers_unit(group, unit, sparsity):
+    fractions = rounded(dict.fromkeys(SIZES, sparsity), LAYERS, Target(sparsity, group))
     removed = 0
     for of_block in LAYERS.values():
         for name, layer in of_block.items():

@@ -66,9 +66,9 @@ def dense(tmp_path_factory):
     return folder_of
 
 
-def opened(folder, shards=None, held=False, dtype="float32", kind=FolderStore):
+def opened(folder, shards=None, keeps=False, dtype="float32", kind=FolderStore):
     config = load_config(str(folder))
-    return kind(Checkpoint(folder), config, dtype, shards=shards, held=held)
+    return kind(Checkpoint(folder), config, dtype, shards=shards, keeps=keeps)
 
 
 def recipe_of(propagation, metric, group):
@@ -96,19 +96,19 @@ def expected_tensors(folder, recipe):
     return tensors
 
 
-def pruned_tensors(folder, shards, recipe, held=False, dtype="float32", **places):
+def pruned_tensors(folder, shards, recipe, keeps=False, dtype="float32", **places):
     shards.mkdir()
-    made = opened(folder, shards, held, dtype)
+    made = opened(folder, shards, keeps, dtype)
     prune(made, recipe, {"calibration": toy_windows()}, **places)
     made.write_outside()
     return tensors_of(shards)
 
 
-@pytest.mark.parametrize(("tied", "held"), [(True, False), (False, True)])
+@pytest.mark.parametrize(("tied", "keeps"), [(True, False), (False, True)])
 @pytest.mark.parametrize("walk_name", DECIDING)
-def test_folder_gives_the_bits_that_memory_gives(dense, tmp_path, walk_name, tied, held):
+def test_folder_gives_the_bits_that_memory_gives(dense, tmp_path, walk_name, tied, keeps):
     folder, recipe = dense("llama", tied), recipe_of(*DECIDING[walk_name])
-    written = pruned_tensors(folder, tmp_path / "shards", recipe, held)
+    written = pruned_tensors(folder, tmp_path / "shards", recipe, keeps)
     assert_same_tensors(written, expected_tensors(folder, recipe))
 
 
@@ -164,17 +164,17 @@ class Watched(FolderStore):
     @contextmanager
     def outside(self):
         with super().outside() as model:
-            assert self._held or not real_blocks(self)
+            assert self._keeps or not real_blocks(self)
             assert outside_is_meta(self) == {False}
             yield model
 
 
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("metric", [WANDA, ALL_SOURCES])
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
-def test_store_opens_one_block_or_the_outside(tmp_path, monkeypatch, propagation, metric, held):
+def test_store_opens_one_block_or_the_outside(tmp_path, monkeypatch, propagation, metric, keeps):
     toy_model("llama", num_hidden_layers=3).save_pretrained(tmp_path / "dense")
-    made, most, run = opened(tmp_path / "dense", tmp_path, held, kind=Watched), [0], BlockCall.run
+    made, most, run = opened(tmp_path / "dense", tmp_path, keeps, kind=Watched), [0], BlockCall.run
 
     def watched(call, block, hidden):
         real = real_blocks(made)
@@ -187,10 +187,10 @@ def test_store_opens_one_block_or_the_outside(tmp_path, monkeypatch, propagation
     windows = {name: toy_windows(2) for name in ("dense", "pruned")}
     texts = {"calibration": toy_windows(), **windows}
     prune(made, recipe_of(propagation, metric, "row"), texts, losses=window_losses)
-    # A block that is written when it is first opened is never held.
-    assert most[0] == (3 if held and metric == ALL_SOURCES else 1)
+    # A block that is written when it is first opened is never kept.
+    assert most[0] == (3 if keeps and metric == ALL_SOURCES else 1)
     assert outside_is_meta(made) == {True}
-    assert real_blocks(made) == set()  # a written block is held no more
+    assert real_blocks(made) == set()  # a written block is kept no more
 
 
 def test_evaluation_windows_are_measured_before_and_after(dense, tmp_path):
