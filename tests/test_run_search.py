@@ -320,7 +320,7 @@ def test_finalists_that_were_measured_before_an_interrupt_are_not_measured_again
     settings = [f"--set={one}" for one in SMALL]
     call("--out", run, *settings, code=3)
     *_, (_, role, last) = measured
-    assert role in ROLES and last.metric not in [x.criterion.metric for x in BASELINES.values()]
+    assert role in ROLES and last.metric not in [named_metric(x).metric for x in BASELINES]
     out, _ = call("--status", run)
     way_on = f"resume with python run_search.py --resume {run}, as of"
     assert out.startswith(f"{run}: stopped while measuring finalists; {way_on}")
