@@ -5,7 +5,6 @@ torch and transformers, whose import takes seconds, are loaded inside the comman
 
 import shlex
 import sys
-from collections.abc import Mapping
 from functools import partial
 from inspect import Signature, signature
 from pathlib import Path
@@ -48,10 +47,10 @@ def prune_model(
         Path | None, Argument(help="With --resume alone: the unfinished folder.")
     ] = None,
     recipe: Annotated[
-        list[str] | None,
+        str | None,
         Option(
             help=f"{', '.join(RECIPES)}, a pruning_recipe.json to repeat, or a YAML file of "
-            "options; default fast without a metric. Repeat to combine; options go over it.",
+            "options; default fast without a metric. Options go over it.",
             autocompletion=lambda: list(RECIPES),
         ),
     ] = None,
@@ -74,43 +73,53 @@ def prune_model(
     given = {name: value for name, value in asked.items() if value not in (None, [])}
     out = str(asked["out"] or folder or "")
 
-    def work() -> JsonObject:
-        if verify and (given or recipe or evaluate or resume or validate):
-            raise ValueError("--verify must stand alone: leave out all other options")
-        if folder and (not resume or asked["out"]):
-            raise ValueError(f"unexpected argument {str(folder)!r}: options begin with --")
-        if resume and not out:
-            raise ValueError("--resume needs the unfinished folder: give --resume DIR")
-        goes = [name for name in Measurement.model_fields if name != "model"]
-        if evaluate and (recipe or resume or validate or not given.keys() <= {*goes}):
-            known = ", --".join(goes).replace("_", "-")
-            raise ValueError(f"--evaluate only measures: with it go --{known}")
-        # A mistake is told before torch is imported.
-        checked = _measuring(evaluate, given) if evaluate else make(Request, given, "options")
-        with on_stderr().status("loading torch and transformers"):
-            from prunevolve.pruning.run import command, job, result
-        if verify:
-            return command.verify(verify)
-        if evaluate:
-            return command.evaluate(checked)
-        if resume and out and not recipe and "model" not in given:
-            if given.keys() <= {*MACHINE} and (told := command.finished(Path(out))):
-                return told
-            run = result.read_unfinished(Path(out))
-            wanted, sums = over(given, run["options"]), run["sha256"]
-        else:
-            wanted, sums = _with_recipes(given, recipe or [])
-        made = job.make_job(make(Request, wanted | {"out": out}, "options"), resume)
-        if not out and not validate:
-            raise ValueError("--out is required: name a new folder for the result")
-        return command.validate(made) if validate else command.apply(made, sums)
-
+    if verify and (given or recipe or evaluate or resume or validate):
+        raise ValueError("--verify must stand alone: leave out all other options")
+    if folder and (not resume or asked["out"]):
+        raise ValueError(f"unexpected argument {str(folder)!r}: options begin with --")
+    if resume and not out:
+        raise ValueError("--resume needs the unfinished folder: give --resume DIR")
+    goes = [name for name in Measurement.model_fields if name != "model"]
+    if evaluate and (recipe or resume or validate or not given.keys() <= {*goes}):
+        known = ", --".join(goes).replace("_", "-")
+        raise ValueError(f"--evaluate only measures: with it go --{known}")
+    # A mistake is told before torch is imported.
+    checked = _measuring(evaluate, given) if evaluate else make(Request, given, "options")
     try:
-        return command_line.outcome(command_line.DONE, **work())
+        with on_stderr().status("loading torch and transformers"):
+            from prunevolve.pruning.run import command
+        if verify:
+            done = command.verify(verify)
+        elif evaluate:
+            done = command.evaluate(checked)
+        else:
+            done = _prune(given, out, recipe, resume, validate)
+        return command_line.outcome(command_line.DONE, **done)
     except KeyboardInterrupt:
         return command_line.interrupted(f"interrupted; {_way_on(out)}")
     except (MemoryError, RuntimeError) as error:  # of an allocator, a device, CUDA
         return command_line.failed(command_line.INTERRUPTED, f"{_cause(error)}, and {_way_on(out)}")
+
+
+def _prune(
+    given: JsonObject, out: str, recipe: str | None, resume: bool, validate: bool
+) -> JsonObject:
+    """Begin a pruning, go on with one, or only check it."""
+    from prunevolve.pruning.run import command, job, result
+
+    if resume and not recipe and "model" not in given:
+        if given.keys() <= {*MACHINE} and (done := command.finished(Path(out))):
+            return done
+        wanted = over(given, result.Run.read(Path(out)).options)
+    else:
+        wanted = over(given, read_recipe(recipe, given.get("pattern"))) if recipe else given
+    if "metric" not in wanted:
+        wanted = read_recipe("fast", wanted.get("pattern")) | wanted
+        print(f"note: no --metric given: --recipe fast, {WHY_FAST}", file=sys.stderr)
+    made = job.make_job(make(Request, wanted | {"out": out}, "options"), resume)
+    if not out and not validate:
+        raise ValueError("--out is required: name a new folder for the result")
+    return command.validate(made) if validate else command.apply(made)
 
 
 def _cause(error: Exception) -> str:
@@ -124,27 +133,10 @@ def _way_on(out: str) -> str:
     return "run the same command again"
 
 
-def _with_recipes(
-    given: JsonObject, recipes: list[str]
-) -> tuple[JsonObject, Mapping[str, str] | None]:
-    """Return what is asked for, recipes and all, and the sha256 that the result should have."""
-    wanted: JsonObject = {}
-    sums = None
-    for recipe in recipes:
-        found, sums = read_recipe(recipe, given.get("pattern") or wanted.get("pattern"))
-        wanted = over(found, wanted)
-    wanted = over(given, wanted)
-    if "metric" not in wanted:
-        fast, _ = read_recipe("fast", wanted.get("pattern"))
-        wanted = fast | wanted
-        print(f"note: no --metric given: --recipe fast, {WHY_FAST}", file=sys.stderr)
-    return wanted, sums
-
-
 def _measuring(model: str, given: JsonObject) -> Measurement:
     """Return the request of --evaluate: windows and dtype are those of a pruned model's recipe."""
     if (recipe := Path(model) / "pruning_recipe.json").is_file():
-        saved, _ = read_recipe(str(recipe), None)
+        saved = read_recipe(str(recipe), None)
         taken = ("seqlen", "bos", "eval_corpus", "eval_split", "eval_windows", "dtype")
         given = over(given, {name: saved[name] for name in taken if name in saved})
         print(f"note: windows and dtype as in {recipe} unless options differ", file=sys.stderr)

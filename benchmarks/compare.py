@@ -212,8 +212,11 @@ class Loaded:
 
     def measured(self, seconds: float = 0.0) -> Result:
         """Return the perplexity by kind of text, beside the seconds that pruning took."""
-        store, texts = ResidentStore(self._model), self._tests.items()
-        perplexities = {kind: perplexity(window_losses(store, text)) for kind, text in texts}
+        store = ResidentStore(self._model)
+        perplexities = {
+            kind: perplexity(window_losses(store.states(text), store.logits, text))
+            for kind, text in self._tests.items()
+        }
         return {"perplexity": perplexities, "seconds": seconds}
 
     def pruned(self, method: Method, target: str) -> Result:

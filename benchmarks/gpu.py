@@ -181,7 +181,7 @@ def _prunings(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
 
 def _method(name: str) -> JsonObject:
     """Return the options of a recipe or a metric."""
-    return read_recipe(name, None)[0] if name in RECIPES else {"metric": name}
+    return read_recipe(name, None) if name in RECIPES else {"metric": name}
 
 
 def _pruned(out: Path, device: str, options: JsonObject) -> tuple[JsonObject, float, str]:
@@ -189,7 +189,7 @@ def _pruned(out: Path, device: str, options: JsonObject) -> tuple[JsonObject, fl
     given = options | {"out": str(out), "device": device}
     with (out.parent / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
         job = make_job(make(Request, given, "gpu.py"), resume=False)
-        return _measured(lambda: apply(job, None), device)
+        return _measured(lambda: apply(job), device)
 
 
 def _shape(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Perplexity of a causal language model on token windows.
+"""Perplexity of a causal language model on token windows, and what a report says of it.
 
 A window of T tokens has T - 1 predictions. Its mean NLL is over those, and the perplexity of N
 equally long windows is exp of the mean of the N means. (The mean of the windows' perplexities
@@ -6,44 +6,36 @@ would be a different, larger number.)
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prunevolve.evaluation.windows import Windows
 
-class LanguageModel(Protocol):
-    """Yields each window's states that enter the head, (T, hidden_size), and some tokens' logits
-    at a time, (tokens, vocabulary) in fp32: a batch's would dwarf everything else in memory.
-    """
-
-    def states(self, windows: Tensor) -> Iterator[Tensor]: ...
-    def logits(self, states: Tensor) -> Iterator[Tensor]: ...
+Report = dict[str, Any]
+"""A JSON object."""
 
 
 @torch.inference_mode()
 def window_losses(
-    model: LanguageModel, windows: Tensor, on_window: Callable[[int], None] = lambda done: None
-) -> Tensor:
-    """Return each window's mean NLL in nats per predicted token, (N,), fp64 on the CPU.
-
-    Args:
-        windows: Token ids, (N, T) with T of 2 or more.
-        on_window: Called after each window with the number of windows done.
-    """
-    return losses_of(model.states(windows), model.logits, windows, on_window)
-
-
-@torch.inference_mode()
-def losses_of(
     states: Iterable[Tensor],
     logits: Callable[[Tensor], Iterable[Tensor]],
     windows: Tensor,
     on_window: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Return what `window_losses` returns, from states that a model made of the windows."""
+    """Return each window's mean NLL in nats per predicted token, (N,), fp64 on the CPU.
+
+    Args:
+        states: What enters the head for each window, (T, hidden_size).
+        logits: Makes logits of states, some tokens' at a time, (tokens, vocabulary) in fp32: a
+            batch's would dwarf everything else in memory.
+        windows: Token ids, (N, T) with T of 2 or more.
+        on_window: Called after each window with the number of windows done.
+    """
     losses = []
     for done, (hidden, window) in enumerate(zip(states, windows, strict=True), 1):
         targets, start = window[1:].to(hidden.device), 0
@@ -71,3 +63,67 @@ def perplexity_error(losses: Tensor) -> float | None:
     """
     error = losses.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None
     return None if error is None else perplexity(losses) * error
+
+
+def measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> Report:
+    """Return what a report says of perplexity, from each window's mean NLL by name.
+
+    Behind each is its standard error. What is not finite is None.
+    """
+
+    def of(part: Tensor) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
+        for name, values in losses.items():
+            pair = perplexity(values[part]), perplexity_error(values[part])
+            value, error = (x if x is not None and math.isfinite(x) else None for x in pair)
+            found |= {name: value, f"{name}_standard_error": error}
+        return found
+
+    kinds = torch.tensor(windows.kinds)
+    by_text = []
+    for kind, part in enumerate(windows.parts):
+        shown = {name.replace("_perplexity", ""): x for name, x in of(kinds == kind).items()}
+        by_text.append({"corpus": part["corpus"], "split": part["split"], **shown})
+    place = {**windows.provenance, "dtype": dtype}
+    return {**of(kinds >= 0), "perplexity_of": place, "by_text": by_text}
+
+
+def not_finite(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> list[str]:
+    """Return a warning for each model with windows whose loss is not finite."""
+    lines = []
+    for name, values in losses.items():
+        if bad := torch.nonzero(~values.isfinite()).flatten().tolist():
+            text = windows.parts[windows.kinds[bad[0]]]
+            lines.append(
+                f"{name.replace('_', ' ')} is not finite in {dtype}: {len(bad)} windows are not, "
+                f"first window {bad[0] + 1} ({text['corpus']}, split {text['split']}); give "
+                "another --dtype"
+            )
+    return lines
+
+
+def lines(report: Report) -> list[str]:
+    """Return what `measured` returns as text: perplexities, of each text if there are several."""
+    place = f"{place_of(report['perplexity_of'])}, {report['perplexity_of']['dtype']}"
+    names = [name for name in report if name.endswith("perplexity")]
+    width = max(map(len, names))
+    lines = [f"{x.replace('_', ' '):{width}} {_number(report, x)} ({place})" for x in names]
+    for text in report["by_text"] if len(report["by_text"]) > 1 else []:
+        named = [name for name in ("perplexity", "dense", "pruned") if name in text]
+        values = [f"{name} {_number(text, name)}" for name in named]
+        corpus = Path(text["corpus"]).name
+        lines.append(f"  of {corpus}, split {text['split']}: {', '.join(values)}")
+    return lines
+
+
+def place_of(provenance: Report) -> str:
+    """Say where windows come from; of local files the names alone."""
+    corpora = [Path(corpus).name for corpus in provenance["corpus"].split(" + ")]
+    words = "split {split}, {windows} windows of {length} = {tokens} tokens"
+    return f"{' + '.join(corpora)}, {words.format_map(provenance)}"
+
+
+def _number(report: Report, name: str) -> str:
+    value, error = report[name], report.get(f"{name}_standard_error")
+    shown = "not finite" if value is None else f"{value:.4f}"
+    return shown if error is None else f"{shown} ± {error:.4f}"

@@ -150,16 +150,6 @@ def interrupted(line: str) -> Answer:
     return outcome(INTERRUPTED, error=line)
 
 
-def _unread(error: OSError) -> Answer:
-    """Return the outcome of a command whose pipe or terminal was closed; raise other errors."""
-    if error.errno not in (errno.EPIPE, errno.EIO):
-        raise error
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):  # or what is still buffered would fail again at exit
-        os.dup2(nowhere, number)
-    return outcome(INTERRUPTED, error="the output was closed")
-
-
 def _missing(error: BaseException | None) -> str:
     """Return the library that is missing; the error of a lazy import has its name in a cause."""
     while error and not (isinstance(error, ModuleNotFoundError) and error.name):
@@ -188,8 +178,6 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
             return failed(USAGE, f"{library} must be installed for this: {way_out}")
         except KeyboardInterrupt:
             return interrupted(NOTHING_WRITTEN)
-        except OSError as error:
-            return _unread(error)
 
     app = typer.Typer(
         pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -202,22 +190,25 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
 def run_to_end(app: typer.Typer, guarded: bool = False) -> NoReturn:
     """Run a script's application, whose command returns what `--json` prints, and exit.
 
-    A mistake in the options is reported in one line. See `interruptible` for `guarded`.
+    A mistake in the options is reported in one line; a reader that is gone is as an interrupt. See
+    `interruptible` for `guarded`.
     """
     as_json = "--json" in sys.argv[1:]  # also if the rest cannot be parsed
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         with interruptible(guarded), redirect_stdout(sys.stderr) if as_json else nullcontext():
-            result = app(standalone_mode=False)
-    except typer.TyperException as error:
-        result = failed(USAGE, error.format_message())
-    if not isinstance(result, dict):
-        sys.exit(result)  # --help and the like return an exit code
-    try:
-        if as_json:
+            try:
+                result = app(standalone_mode=False)
+            except typer.TyperException as error:
+                result = failed(USAGE, error.format_message())
+        if as_json and isinstance(result, dict):
             print(json.dumps(result))
         sys.stdout.flush()
     except OSError as error:
-        result = _unread(error)
-    sys.exit(result["exit"])
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        result, nowhere = INTERRUPTED, os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):  # or what is still buffered would fail again at exit
+            os.dup2(nowhere, number)
+    sys.exit(result["exit"] if isinstance(result, dict) else result)  # --help returns a code

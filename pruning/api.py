@@ -1,11 +1,12 @@
 """Prune a model in memory from Python, with the engine of `run_prune.py`; see docs/PYTHON.md."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunevolve.pruning import pruner
@@ -21,7 +22,6 @@ from prunevolve.pruning.run.options import Method, MethodArguments, make, over, 
 from prunevolve.pruning.run.verify import LayerCount
 from prunevolve.pruning.statistics import TERMINALS, Statistics
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Texts
 
 __all__ = [
     "Criterion",
@@ -38,19 +38,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What was pruned, counted in the weights afterwards.
-
-    Attributes:
-        metric: The metric's text.
-        group: `row`, `layer` or `model`; None for an n:m pattern, which has its own.
-        pattern: `unstructured` or n:m.
-        layers: Of each pruned layer its name, zeros, size, and whether it has what was asked.
-    """
+    """What was pruned, counted in the weights afterwards."""
 
     metric: str
-    group: str | None
-    pattern: str
-    layers: tuple[LayerCount, ...]
+    group: str | None  # `row`, `layer` or `model`; None for an n:m pattern, which has its own
+    pattern: str  # `unstructured` or n:m
+    layers: tuple[LayerCount, ...]  # name, zeros, size, and whether it has what was asked
 
     @property
     def sparsity(self) -> float:
@@ -123,9 +116,8 @@ def prune(
     """
     criterion, asked = _asked(metric, recipe, options)
     _check(model, windows)
-    missing = asked.pruned_terminals | {
-        terminal for terminal in asked.dense_terminals if not _has(statistics, terminal, model)
-    }
+    layers = linear_layers(model)
+    missing = _missing(asked, statistics or Statistics(), layers)
     if windows is None and (missing or asked.training):
         raise ValueError(
             f"windows must be given for metric '{criterion.text}', which needs "
@@ -135,17 +127,17 @@ def prune(
     pruner.prune(
         ResidentStore(model),
         asked,
-        Texts(windows),
+        {} if windows is None else {"calibration": windows},
         statistics={**statistics} if statistics else None,
         on_progress=on_progress,
         record=found.__setitem__,
     )
     target, shares = asked.target, found.get("shares", {})
-    layers = tuple(
+    counts = tuple(
         LayerCount.of(name, layer.weight.detach().cpu(), target, shares.get(name))
-        for name, layer in linear_layers(model).items()
+        for name, layer in layers.items()
     )
-    return PruneReport(criterion.text, target.group_name, target.pattern_text, layers)
+    return PruneReport(criterion.text, target.group_name, target.pattern_text, counts)
 
 
 def _asked(
@@ -155,7 +147,7 @@ def _asked(
     method = make(Method, {**options}, "prune")
     if recipe is not None:
         given = {**options} | ({} if metric is None else {"metric": metric})
-        wanted = over(given, read_recipe(recipe, options.get("pattern"))[0])
+        wanted = over(given, read_recipe(recipe, options.get("pattern")))
         metric = wanted.get("metric")
         method = Method(**{name: wanted[name] for name in Method.model_fields if name in wanted})
     criterion = read_metric(metric) if isinstance(metric, str) else metric
@@ -167,27 +159,25 @@ def _asked(
     return criterion, recipe_of(method, criterion, own_masks=metric == SPARSEGPT)
 
 
-def _has(statistics: Statistics | None, terminal: str, model: PreTrainedModel) -> bool:
-    """Whether statistics have a terminal of every layer; raises ValueError for another model's."""
-    found, by_terminal = statistics or Statistics(), TERMINALS[terminal].shape
-    layers = linear_layers(model)
-    for name, layer in layers.items():
-        shape = (layer.out_features, layer.in_features)
-        expected = tuple(size if ours else 1 for size, ours in zip(shape, by_terminal, strict=True))
-        key = f"{terminal}/{name}"
-        if key in found and (got := tuple(found[key].shape)) != expected:
+def _missing(recipe: Recipe, statistics: Statistics, layers: Mapping[str, nn.Linear]) -> set[str]:
+    """Return the terminals to collect; raises ValueError for statistics of another model."""
+    missing = {*recipe.pruned_terminals}
+    for terminal, (name, layer) in product(recipe.dense_terminals, layers.items()):
+        expected = TERMINALS[terminal].shape.sizes(*layer.weight.shape)
+        found = statistics.get(f"{terminal}/{name}")
+        if found is None:
+            missing.add(terminal)
+        elif (got := tuple(found.shape)) != expected:
             raise ValueError(
                 f"statistics must be this model's: {terminal} of {name} must be {expected}, "
                 f"got {got}"
             )
-    return all(f"{terminal}/{name}" in found for name in layers)
+    return missing
 
 
 def _check(model: PreTrainedModel, windows: Tensor | None) -> None:
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"model must be one of transformers, got {type(model).__name__}")
-    if not linear_layers(model):
-        raise ValueError(f"model {model.config.model_type} has no linear layers to prune")
     if model.training:
         raise ValueError("model must be in evaluation mode, got one in training: model.eval()")
     if windows is None:
@@ -199,8 +189,6 @@ def _check(model: PreTrainedModel, windows: Tensor | None) -> None:
             f"windows must be a tensor (N, T) with N of 1 or more and T of 2 to {context}, the "
             f"model's context; got {shape or type(windows).__name__}"
         )
-    if windows.is_floating_point() or windows.dtype == torch.bool:
-        raise ValueError(f"windows must be token ids, of an integer dtype; got {windows.dtype}")
     low, high = torch.aminmax(windows)
     vocabulary = model.config.get_text_config().vocab_size
     if low < 0 or high >= vocabulary:

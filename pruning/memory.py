@@ -1,13 +1,12 @@
 """A bound of what a pruning holds in memory and puts on disk, from a model's shapes.
 
-Sizes are bytes. At the peak of each pass there are the libraries, what is put aside, and `held`: a
-block, the sums of its statistics and the largest work on it. Nothing here reads a weight, and what
-cannot fit is refused before any work.
+Sizes are bytes. The peak is the libraries, what is put aside, and in the largest pass a block, the
+sums of its statistics and the largest work on it. Nothing here reads a weight, and what cannot fit
+is refused before any work.
 """
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -15,9 +14,14 @@ import psutil
 import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import nn
-from transformers import PreTrainedModel
 
-from prunevolve.pruning.models import DTYPES, decoder_blocks, layers_by_block, outside_blocks
+from prunevolve.pruning.models import (
+    DTYPES,
+    UnloadedModel,
+    decoder_blocks,
+    layers_by_block,
+    outside_blocks,
+)
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.passes import Pass, Recipe, passes_of
 from prunevolve.pruning.statistics import (
@@ -50,92 +54,155 @@ _CGROUPS = (
 """Of control groups, v2 and v1: controller, limit, use, and what memory.stat calls the cache that
 is given back at once."""
 
-Rows = dict[str, int]
-"""Bytes by purpose."""
-
 
 @dataclass(frozen=True)
-class Work:
-    """What passes a model, and what is computed of it.
+class Plan:
+    """How a pruning is carried out."""
 
-    Attributes:
-        model: Shapes; its parameters are not looked at.
-        dtype: Of the passes, a key of `DTYPES`.
-        device: Of the passes.
-        saved_dtype: Of the pruned weights.
-        calibration: Number of windows for statistics, and tokens in each.
-        evaluation: Number of windows for perplexity, and tokens in each.
+    passes: tuple[tuple[Pass, int], ...]  # what each holds beside libraries and what is put aside
+    peak: int  # the bound of what is in the host's memory at any time
+    budget: int  # what may be there
+    resident: bool  # whether blocks stay in memory once they were opened
+    aside: dict[str, int]  # hidden states and statistics, which are put aside
+    on_disk: list[str]  # which of these go to disk
+    disk: int  # what they and the result take there
+
+    def lines(self) -> list[str]:
+        """Return the plan in words: how, the passes in order, and what is put aside."""
+        how = "resident" if self.resident else "streamed, one block at a time"
+        places = {name: "on disk" if name in self.on_disk else "in memory" for name in self.aside}
+        aside = [f"{x} {_text(size)} {places[x]}" for x, size in self.aside.items() if size]
+        return [
+            f"plan: {how}; at most {_text(self.peak)} of {_text(self.budget)} memory",
+            *(f"plan: {i}. {x}; holds {_text(size)}" for i, (x, size) in enumerate(self.passes, 1)),
+            f"plan: put aside {', '.join(aside)}; disk needed {_text(self.disk)}",
+        ]
+
+
+def plan_pruning(
+    model: UnloadedModel,
+    recipe: Recipe,
+    calibration: int,
+    evaluation: int,
+    max_memory: str | None,
+    loads: bool = False,
+) -> Plan:
+    """Return how a pruning is carried out within a budget.
+
+    Args:
+        calibration: Number of windows for statistics.
+        evaluation: Number of windows for perplexity.
+        max_memory: What may be held, such as `6GiB` or `800MB`; None for what is free.
+        loads: Whether the whole model is also loaded, before and after it is pruned.
+
+    Raises:
+        ValueError: If one block at a time is more than the budget, or a GPU has; the message says
+            what is needed.
     """
-
-    model: PreTrainedModel
-    recipe: Recipe
-    dtype: str
-    device: str
-    saved_dtype: str
-    calibration: tuple[int, int]
-    evaluation: tuple[int, int]
-
-    @property
-    def item(self) -> int:
-        """Bytes of a value in the passes."""
-        return DTYPES[self.dtype].itemsize
-
-    @cached_property
-    def layers(self) -> list[list[nn.Linear]]:
-        """The prunable layers of each block."""
-        return [list(layers.values()) for layers in layers_by_block(self.model).values()]
-
-    @cached_property
-    def blocks(self) -> list[int]:
-        """The size of each block."""
-        blocks = decoder_blocks(self.model).values()
-        return [self.item * sum(p.numel() for p in block.parameters()) for block in blocks]
-
-    @property
-    def outside(self) -> int:
-        """The size of embeddings, norms and head, tied ones once."""
-        return self.item * sum(p.numel() for p in set(outside_blocks(self.model).values()))
-
-    @property
-    def shard(self) -> int:
-        """The most that a block's new weights take, until its shard is written."""
-        prunable = max(sum(layer.weight.numel() for layer in layers) for layers in self.layers)
-        return DTYPES[self.saved_dtype].itemsize * prunable
-
-    @cached_property
-    def passes(self) -> tuple[Pass, ...]:
-        """The passes, where no statistics are kept from before."""
-        return passes_of(self.recipe, self.recipe.dense_terminals)
+    free = [psutil.virtual_memory().available, *cgroup_rooms(Path("/"))]
+    budget = _size(max_memory) if max_memory else min(free)
+    passes = passes_of(recipe, recipe.dense_terminals)
+    peaks = tuple((each, peak_of(each, model, recipe)) for each in passes)
+    loaded = loads * (sum(_block_sizes(model)) + _outside_size(model))
+    most = max(loaded, *(size for _, size in peaks))
+    on_gpu = torch.device(model.device).type == "cuda"
+    # What a GPU holds is not in the host's memory, but a whole model is loaded by way of it.
+    needed = LIBRARIES + ((loaded or _shard_size(model)) if on_gpu else most)
+    if needed > budget:
+        rest = "the whole model" if loads else "a block and the work on it"
+        raise ValueError(
+            f"max-memory must be at least {math.ceil(needed / 2**10)} KiB here, {_text(needed)} "
+            f"({_text(LIBRARIES)} for libraries, the rest for {rest}), got {_text(budget)}: give "
+            "more, or a smaller --seqlen or --dtype"
+        )
+    room, on_disk = budget - needed, []
+    aside = put_aside(model, recipe, passes, calibration, evaluation)
+    for name, size in aside.items():
+        if size <= room:
+            room -= size
+        else:
+            on_disk.append(name)
+    peak, blocks = budget - room, _block_sizes(model)
+    if on_gpu:
+        room = _room_on_device(max(blocks) + most, model.device)
+    resident = sum(blocks) <= room
+    peak += sum(blocks) * (resident and not on_gpu)
+    disk = model.file_size + sum(aside[name] for name in on_disk)
+    return Plan(peaks, peak, budget, resident, aside, on_disk, disk)
 
 
-def held(one: Pass, work: Work) -> Rows:
+def peak_of(each: Pass, model: UnloadedModel, recipe: Recipe) -> int:
     """Return what a pass holds at its peak, beside the libraries and what is put aside."""
-    sizes = [[layer.weight.numel() for layer in layers] for layers in work.layers]
-    largest, prunable = max(map(max, sizes)), max(map(sum, sizes))
-    on_device = torch.device(work.device).type != "cpu"
-    sorts = on_device and not work.recipe.target.group.whole_model
-    scored = largest * max(4 * _values(work.recipe), _SORTED * sorts)
-    if one.name == "threshold":
-        return {"scores": scored}
-    new = work.shard * (bool(one.prunes) or one.name == "measure")
-    backward = one.name == "backward"
-    lengths = [work.evaluation[1], work.calibration[1] * bool(one.terminals)]
-    window = work.item * max(_activations(work.model, length, backward) for length in lengths)
-    window += 2 * work.item * largest * backward  # a weight's gradient, and it times a constant
+    layers, item = _layers(model), DTYPES[model.dtype].itemsize
+    largest = max(layer.weight.numel() for block in layers for layer in block)
+    on_device = torch.device(model.device).type != "cpu"
+    sorts = on_device and not recipe.target.group.whole_model
+    scored = largest * max(4 * _values(recipe), _SORTED * sorts)
+    if each.name == "threshold":
+        return scored
+    new = _shard_size(model) * (bool(each.prunes) or each.name == "measure")
+    backward = each.name == "backward"
+    window = item * _activations(model, backward)
+    window += 2 * item * largest * backward  # a weight's gradient, and it times a constant
     window += 16 * min(largest, DEVICE_CHUNK) * (backward and on_device)
     pruning = new + scored
-    if GRAM in one.terminals:  # two copies of a weight; a Gram matrix, factor and inverses
-        inputs = max(layer.in_features for layers in work.layers for layer in layers)
+    if GRAM in each.terminals:  # two copies of a weight; a Gram matrix, factor and inverses
+        inputs = max(layer.in_features for block in layers for layer in block)
         pruning = max(pruning, new + 4 * (2 * largest + 4 * inputs**2))
-    if work.recipe.training:
-        trained = work.item * _activations(work.model, work.calibration[1], True)
-        pruning = max(pruning, new + 4 * _TRAINED_VALUES * prunable + trained)
-    sums = max(sums_size(layers, one.terminals) for layers in work.layers) if one.terminals else 0
-    works = max(window + new, pruning * bool(one.prunes))
-    block = {"a block": max(work.blocks), "sums": sums, "work": works}
-    logits = 3 * 4 * HEAD_TOKENS * work.model.config.get_text_config().vocab_size
-    ends = {"embeddings and head": work.outside, "logits": logits, "a shard": new}
-    return max(block, ends, key=lambda rows: sum(rows.values()))
+    if recipe.training:
+        weights = max(sum(layer.weight.numel() for layer in block) for block in layers)
+        trained = 4 * _TRAINED_VALUES * weights + item * _activations(model, backward=True)
+        pruning = max(pruning, new + trained)
+    sums = max(sums_size(block, each.terminals) for block in layers) if each.terminals else 0
+    work = max(window + new, pruning * bool(each.prunes))
+    logits: int = 3 * 4 * HEAD_TOKENS * model.shapes.config.get_text_config().vocab_size
+    # A block is open, or the model's outside.
+    return max(max(_block_sizes(model)) + sums + work, _outside_size(model) + logits + new)
+
+
+def put_aside(
+    model: UnloadedModel,
+    recipe: Recipe,
+    passes: tuple[Pass, ...],
+    calibration: int,
+    evaluation: int,
+) -> dict[str, int]:
+    """Return the hidden states of all windows, and the statistics that wait for a later pass."""
+    layers = _layers(model)
+    kept = len(layers) if any(each.keeps_inputs for each in passes) else 1
+    windows = (kept + 1 + 2 * bool(recipe.training)) * calibration + 2 * evaluation
+    hidden_size: int = model.shapes.config.get_text_config().hidden_size
+    waits = frozenset[str]().union(*(each.terminals for each in passes if not each.prunes))
+    statistics = sum(
+        4 * math.prod(TERMINALS[terminal].shape.sizes(*layer.weight.shape))
+        for terminal in waits
+        for block in layers
+        for layer in block
+    )
+    states = DTYPES[model.dtype].itemsize * hidden_size * model.seqlen * windows
+    return {"hidden states": states, "statistics": statistics}
+
+
+def _layers(model: UnloadedModel) -> list[list[nn.Linear]]:
+    """Return the prunable layers of each block."""
+    return [list(layers.values()) for layers in layers_by_block(model.shapes).values()]
+
+
+def _block_sizes(model: UnloadedModel) -> list[int]:
+    item, blocks = DTYPES[model.dtype].itemsize, decoder_blocks(model.shapes).values()
+    return [item * sum(p.numel() for p in block.parameters()) for block in blocks]
+
+
+def _outside_size(model: UnloadedModel) -> int:
+    """Return the size of embeddings, norms and head, tied ones once."""
+    outside = set(outside_blocks(model.shapes).values())
+    return DTYPES[model.dtype].itemsize * sum(p.numel() for p in outside)
+
+
+def _shard_size(model: UnloadedModel) -> int:
+    """Return the most that a block's new weights take, until its shard is written."""
+    weights = max(sum(layer.weight.numel() for layer in block) for block in _layers(model))
+    return DTYPES[model.own_dtype].itemsize * weights
 
 
 def _values(recipe: Recipe) -> int:
@@ -144,119 +211,15 @@ def _values(recipe: Recipe) -> int:
     return max(3, 1 + sum(x.shape == MATRIX and x.name not in STATISTICS for x in nodes))
 
 
-def _activations(model: PreTrainedModel, length: int, backward: bool) -> int:
+def _activations(model: UnloadedModel, backward: bool) -> int:
     """Return the number of values of one window's activations in one block, from above."""
-    config = model.config.get_text_config()
+    config, length = model.shapes.config.get_text_config(), model.seqlen
     wide: int = getattr(config, "intermediate_size", 0) or getattr(config, "ffn_dim", 0)
     scores = 2 * (length if backward else min(length, 64))
     if config._attn_implementation == "eager":  # all queries at once, and a softmax in fp32
         scores = (9 if backward else 5) * length
     values = _SAVED_BY_GRAPH * int(config.hidden_size) + _SAVED_BY_GRAPH // 2 * wide
     return length * (values + scores * int(config.num_attention_heads))
-
-
-def put_aside(work: Work) -> Rows:
-    """Return the hidden states of all windows, and the statistics that wait for a later pass."""
-    windows, tokens = work.calibration
-    kept = len(work.blocks) if any(one.keeps_inputs for one in work.passes) else 1
-    values = (kept + 1 + 2 * bool(work.recipe.training)) * windows * tokens
-    values += 2 * math.prod(work.evaluation)
-    states = work.item * int(work.model.config.get_text_config().hidden_size) * values
-    waits = frozenset[str]().union(*(one.terminals for one in work.passes if not one.prunes))
-    statistics = sum(
-        4 * (layer.out_features if by_row else 1) * (layer.in_features if by_column else 1)
-        for by_row, by_column in (TERMINALS[terminal].shape for terminal in waits)
-        for layers in work.layers
-        for layer in layers
-    )
-    return {"hidden states": states, "statistics": statistics}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a pruning is carried out.
-
-    Attributes:
-        passes: Each pass and what it holds, by purpose; on a GPU, of its memory.
-        beside: What is in the host's memory beside that, by purpose.
-        peak: The bound of what is held there.
-        budget: What may be held.
-        on_disk: What is put aside on disk, by purpose.
-        resident: Whether blocks stay in memory once they were opened.
-        result: The pruned model's files.
-    """
-
-    passes: tuple[tuple[Pass, Rows], ...]
-    beside: Rows
-    peak: int
-    budget: int
-    on_disk: Rows
-    resident: bool
-    result: int
-
-    @property
-    def disk(self) -> int:
-        """Disk needed, for the result and what is put aside."""
-        return self.result + sum(self.on_disk.values())
-
-    def lines(self) -> list[str]:
-        """Return the plan in words: how, the passes in order, and what is put aside."""
-        how = "resident" if self.resident else "streamed, one block at a time"
-        aside = f"on disk, {in_words(self.on_disk)}" if self.on_disk else "in memory"
-        passes = [
-            f"plan: {number}. {one}; holds {in_words(rows)}; reads the weights "
-            f"{'twice' if one.name == 'threshold' else 'once'}"
-            for number, (one, rows) in enumerate(self.passes, 1)
-        ]
-        return [
-            f"plan: {how}; at most {_text(self.peak)} of {_text(self.budget)} memory",
-            f"plan: in all passes {in_words(self.beside)}",
-            *passes,
-            f"plan: put aside {aside}; disk needed {_text(self.disk)}",
-        ]
-
-
-def plan_pruning(work: Work, result: int, max_memory: str | None, whole: bool = False) -> Plan:
-    """Return how a pruning is carried out within a budget.
-
-    Args:
-        result: The dense model's files, and so the pruned one's.
-        max_memory: What may be held, such as `6GiB` or `800MB`; None for what is free.
-        whole: Whether the whole model is also loaded, before and after it is pruned.
-
-    Raises:
-        ValueError: If one block at a time is more than the budget, or a GPU has; the message says
-            what is needed.
-    """
-    free = [psutil.virtual_memory().available, *cgroup_rooms(Path("/"))]
-    budget = _size(max_memory) if max_memory else min(free)
-    passes = tuple((one, held(one, work)) for one in work.passes)
-    most = max((rows for _, rows in passes), key=lambda rows: sum(rows.values()))
-    loaded = {"the whole model": sum(work.blocks) + work.outside} if whole else {}
-    larger = loaded if sum(loaded.values()) > sum(most.values()) else most
-    on_gpu = torch.device(work.device).type == "cuda"
-    on_host = (loaded or {"a shard": work.shard}) if on_gpu else larger  # loaded by way of it
-    needs = {"libraries": LIBRARIES, **on_host}
-    if (needed := sum(needs.values())) > budget:
-        raise ValueError(
-            f"max-memory must be at least {math.ceil(needed / 2**10)} KiB here, {_text(needed)} "
-            f"({in_words(needs)}), got {_text(budget)}: give more, or a smaller --seqlen or --dtype"
-        )
-    beside: Rows = {"libraries": LIBRARIES}
-    on_disk: Rows = {}
-    room = budget - needed
-    for name, size in put_aside(work).items():
-        if size <= room:
-            beside[name], room = size, room - size
-        else:
-            on_disk[name] = size
-    if on_gpu:
-        room = _room_on_device(max(work.blocks) + sum(larger.values()), work.device)
-    resident = sum(work.blocks) <= room
-    if resident and not on_gpu:
-        beside["other blocks"] = sum(work.blocks)
-    peak = sum(beside.values()) + needed - LIBRARIES
-    return Plan(passes, beside, peak, budget, on_disk, resident, result)
 
 
 def cgroup_rooms(root: Path) -> list[int]:
@@ -287,11 +250,6 @@ def _room_on_device(needed: int, device: str) -> int:
             "--seqlen, or --device cpu"
         )
     return free - needed
-
-
-def in_words(rows: Rows) -> str:
-    """Return sizes by purpose in one line, without those that are 0."""
-    return ", ".join(f"{name} {_text(size)}" for name, size in rows.items() if size)
 
 
 def _text(size: int) -> str:

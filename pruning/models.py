@@ -74,7 +74,8 @@ class UnloadedModel:
     def file_size(self) -> int:
         """Bytes that the model's files take, its weights in the dtype that its config names."""
         weights = sum(weight.numel() for weight in self.shapes.parameters())
-        beside = sum(path.stat().st_size for path in files_beside(find_model(self.name)))
+        folder = Path(self.config.name_or_path)
+        beside = sum(path.stat().st_size for path in files_beside(folder))
         return int(weights * DTYPES[self.own_dtype].itemsize + beside)
 
     def open(self) -> Checkpoint:
@@ -110,8 +111,9 @@ def resolve_model(
         raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}; got {dtype!r}")
     if revision and not hub_id(model):
         raise ValueError(f"revision must be left out for a model that is here, got {revision!r}")
-    name = pinned(f"{model}@{revision}" if revision else model)
-    config = load_config(name)
+    asked = f"{model}@{revision}" if revision else model
+    config, on_hub = load_config(asked), hub_id(asked)
+    name = f"{on_hub[0]}@{Path(config.name_or_path).name}" if on_hub else asked
     context = config.get_text_config().max_position_embeddings
     if seqlen is not None and not 2 <= seqlen <= context:
         raise ValueError(f"seqlen must be 2 to {context}, the model's context; got {seqlen}")
@@ -125,7 +127,7 @@ def resolve_model(
     return UnloadedModel(
         name=name,
         config=config,
-        tokenizer=load_tokenizer(name),
+        tokenizer=load_tokenizer(name, config),
         dtype=dtype,
         why_dtype=why_dtype,
         own_dtype=own_dtype,
@@ -194,16 +196,6 @@ def pinned(model: str) -> str:
 def load_config(model: str) -> PretrainedConfig:
     """Load a model's config; check that the model can be pruned, and the weights that are here."""
     folder = find_model(model)
-    config = _read_config(model, folder)
-    weights = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin"))
-    if weights and not hub_id(model):
-        checkpoint, shapes = Checkpoint(folder), skeleton(config, torch.float32)
-        with one_line_errors(model):
-            checkpoint.published(shapes)
-    return config
-
-
-def _read_config(model: str, folder: Path) -> PretrainedConfig:
     with one_line_errors(model):
         settings = read_object(folder / "config.json")
         _check_family(settings.get("model_type"))  # before transformers reads what it may not know
@@ -214,15 +206,24 @@ def _read_config(model: str, folder: Path) -> PretrainedConfig:
         if attention not in (None, "eager", "sdpa"):
             # transformers would look up a name with a slash on the hub, and run its code.
             raise ValueError(f"attn_implementation must be eager or sdpa, got {attention!r:.60}")
+    weights = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin"))
+    if weights and not hub_id(model):
+        checkpoint, shapes = Checkpoint(folder), skeleton(config, torch.float32)
+        with one_line_errors(model):
+            checkpoint.published(shapes)
     return config
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer; refuse another model's, with more tokens."""
-    folder = find_model(model)
-    vocabulary = _read_config(model, folder).get_text_config().vocab_size
+def load_tokenizer(model: str, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer; refuse another model's, with more tokens.
+
+    Args:
+        config: The model's, if it is known.
+    """
+    config = config or load_config(model)
+    vocabulary = config.get_text_config().vocab_size
     with one_line_errors(model):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(config.name_or_path, trust_remote_code=False)
         size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to
         if size > vocabulary:
             rule = f"its tokenizer must stay below the model's vocab_size of {vocabulary}"
@@ -236,7 +237,7 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     device = _usable_device(device)
     folder = find_model(model, weights=True)
-    _read_config(model, folder)
+    load_config(model)
     with one_line_errors(model):
         safe = {"trust_remote_code": False, "use_safetensors": True}
         loaded, report = AutoModelForCausalLM.from_pretrained(

@@ -26,6 +26,10 @@ class Shape(NamedTuple):
     by_row: bool
     by_column: bool
 
+    def sizes(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return the sides of a value in a layer of these."""
+        return rows if self.by_row else 1, columns if self.by_column else 1
+
 
 class Units(NamedTuple):
     """Exponents of the scales that layers, models or calibrations do not share; loss is the unit.

@@ -23,10 +23,14 @@ from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import DegenerateScores, check_extremes, extremes
 from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, exact_fp32, of_layer
 from prunevolve.pruning.store import Store
-from prunevolve.pruning.stream import Stream, Texts
+from prunevolve.pruning.stream import Stream, logits_in_parts
+
+Losses = Callable[..., Tensor]
+"""Maps each window's states that enter the head, (T, hidden_size), a function that makes logits of
+them, the windows, and what is called after each to the windows' losses."""
 
 Record = Callable[[str, JsonObject], object]
-"""Called with the name of something that was found out, and with it."""
+"""Called with a kind of something that was found out, and with it by block or layer."""
 
 Keep = Callable[[str, Tensor], Tensor]
 """Maps the key of a statistic, such as `G/layer`, and the statistic to what is kept of it."""
@@ -35,18 +39,21 @@ Keep = Callable[[str, Tensor], Tensor]
 def prune(
     store: Store,
     recipe: Recipe,
-    texts: Texts,
+    windows: Mapping[str, Tensor],
     states: Offload | None = None,
     statistics: Offload | None = None,
     on_progress: Progress = unwatched,
     kept_scores: MutableMapping[str, Tensor] | None = None,
     record: Record = lambda name, value: None,
+    losses: Losses | None = None,
 ) -> None:
     """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
 
     Blocks that the store has already written stay as they are.
 
     Args:
+        windows: Token ids, (N, T), by what they are for: `calibration`, if there is any; `dense`
+            and `pruned` are measured before and after pruning.
         states: Where hidden states are put aside; None for memory.
         statistics: Where statistics of the dense model are put aside, by `G/layer`, and stay;
             those already there are used. None keeps them in memory for as long as they are needed.
@@ -54,8 +61,10 @@ def prune(
             there are used. None keeps none, and computes them three times for a threshold over the
             whole model.
         record: Called with `shares` and what the recipe's allocation gives each layer, before the
-            first block is pruned; with a trained block's name and its errors by part; with an
-            updated layer's and how many times the damping of its Gram matrix grew, if it did.
+            first block is pruned; with `training` and a block's errors by part; with `damping` and
+            how many times that of a layer's Gram matrix grew, if it did; with `losses` of `dense`
+            and of `pruned`.
+        losses: Measures these.
 
     Raises:
         DegenerateScores: If a layer's scores are not finite or constant, or its Gram matrix has
@@ -68,7 +77,7 @@ def prune(
     to_host = recipe.waits or statistics is not None
     walk = _Walk(
         store,
-        texts,
+        windows,
         recipe.dense_terminals,
         {} if states is None else states,
         {} if statistics is None else statistics,
@@ -78,6 +87,7 @@ def prune(
         forgets=statistics is None,
         kept_scores=kept_scores,
         record=record,
+        losses=losses,
     )
     try:
         walk.run(passes_of(recipe, frozenset().union(*map(walk.missing, store.blocks))))
@@ -108,7 +118,7 @@ def collect(
     terminals &= STATISTICS
     found = Statistics()
     if terminals:
-        walk = _Walk(store, Texts(windows), terminals, {}, found, on_progress, keep)
+        walk = _Walk(store, {"calibration": windows}, terminals, {}, found, on_progress, keep)
         walk.run(tuple(collecting(terminals)))
     return found
 
@@ -130,7 +140,7 @@ class _Walk:
     """Runs passes over the blocks, one after the other."""
 
     store: Store
-    texts: Texts
+    windows: Mapping[str, Tensor]  # token ids, (N, T), of `calibration`, `dense`, `pruned`
     terminals: frozenset[str]  # the statistics of the dense model that are wanted
     states: Offload  # where hidden states and gradients are put aside
     statistics: Offload  # where statistics of the dense model go, by `G/layer`
@@ -140,6 +150,7 @@ class _Walk:
     forgets: bool = True  # whether a layer's statistics are dropped once it is pruned
     kept_scores: MutableMapping[str, Tensor] | None = None
     record: Record = lambda name, value: None
+    losses: Losses | None = None
     behind: dict[str, Tensor] = field(default_factory=dict)  # statistics behind pruned blocks
     # Layer names and what goes of them, in the order in which they are pruned.
     removals: Iterator[tuple[str, Removal]] | None = None
@@ -186,7 +197,8 @@ class _Walk:
 
     def _start(self, each: Pass) -> None:
         """Let the windows of a pass enter the first block."""
-        found = {name: self.texts.by_stream(name) for name in each.enters}
+        # The calibration windows pass the dense model once more as targets, for a training.
+        found = {x: self.windows.get("calibration" if x == "targets" else x) for x in each.enters}
         entering = {name: windows for name, windows in found.items() if windows is not None}
         with self.store.outside() if entering else nullcontext():
             for name, windows in entering.items():
@@ -199,14 +211,25 @@ class _Walk:
         """Measure, differentiate or delete what has left the last block, or gradients the first."""
         with self.store.outside() if self.streams else nullcontext():
             for name, stream in list(self.streams.items()):
-                if name in self.texts.evaluations:
-                    stream.end(self.store.model, self.texts.measure)
+                if name in ("dense", "pruned"):
+                    self._measure(stream)
                 elif each.keeps_inputs:
                     stream.differentiate(self.store.model)
                     continue
                 else:
                     stream.drop(0 if each.name == "backward" else len(self.store.blocks))
                 del self.streams[name]
+
+    def _measure(self, stream: Stream) -> None:
+        model, stage, total = self.store.model, f"{stream.name} perplexity", len(stream.windows)
+        assert self.losses
+        losses = self.losses(
+            stream.leave(model),
+            partial(logits_in_parts, model),
+            stream.windows,
+            lambda done: self.on_progress(stage, done, total),
+        )
+        self.record("losses", {stream.name: losses.tolist()})
 
     def _take(self, step: Step, block: str, module: nn.Module) -> None:
         """Take a step at an open block."""
@@ -294,7 +317,7 @@ class _Walk:
             i = self.store.blocks.index(block)
             examples = self.streams["calibration"].examples(i, self.streams["targets"])
             weights, errors = recipe.training(block, module, weights, examples)
-            self.record(block, dict(errors))
+            self.record("training", {block: dict(errors)})
         self.store.write(block, weights)
 
     def _changed(self, recipe: Recipe, layer: str, removal: Removal) -> Tensor:
@@ -308,7 +331,7 @@ class _Walk:
         except DegenerateScores as error:
             raise DegenerateScores(f"layer {layer}: {error}") from error
         if grown:
-            self.record(layer, {"damping": grown})
+            self.record("damping", {layer: grown})
         return weight
 
 

@@ -22,29 +22,6 @@ from prunevolve.pruning.statistics import statistics_of, watched
 HEAD_TOKENS = 256
 """Positions whose logits exist at one time: over a large vocabulary, a whole window's dwarf all."""
 
-Measure = Callable[[str, Iterator[Tensor], Callable[[Tensor], Iterator[Tensor]]], None]
-"""Called with a stream's name, each window's states that enter the head, (T, hidden_size), and a
-function that makes logits from them."""
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Windows of text, (N, T) each, and what they are for."""
-
-    calibration: Tensor | None = None  # for the statistics; ignored if none is needed
-    # By stream, `dense` and `pruned`, which pass the model before and after pruning.
-    evaluations: Mapping[str, Tensor] = field(default_factory=dict)
-    measure: Measure = lambda name, states, head: None  # gets these streams' states at the head
-
-    def by_stream(self, name: str) -> Tensor | None:
-        """Return the windows of a stream; None if it has none.
-
-        Those of calibration pass the dense model once more as `targets`, for a training.
-        """
-        calibrates = name in ("calibration", "targets")
-        windows = self.calibration if calibrates else self.evaluations.get(name)
-        return windows if windows is not None and len(windows) else None
-
 
 @dataclass(frozen=True)
 class BlockCall:
@@ -144,17 +121,13 @@ class Stream:
         for i in range(len(self.windows)):
             del self.states[self._key(block, i)]
 
-    def end(self, model: PreTrainedModel, measure: Measure) -> None:
-        """Measure and delete the outputs of the last block; the model's outside must be open."""
-
-        @torch.no_grad()
-        def states() -> Iterator[Tensor]:
-            for i, window in enumerate(self.windows):
-                hidden = self.input(len(self.calls), i)
-                yield _states_at_head(model, window, hidden)[0]
-                del self.states[self._key(len(self.calls), i)]
-
-        measure(self.name, states(), partial(logits_in_parts, model))
+    @torch.no_grad()
+    def leave(self, model: PreTrainedModel) -> Iterator[Tensor]:
+        """Yield each window's states that enter the head; the model's outside must be open."""
+        for i, window in enumerate(self.windows):
+            hidden = self.input(len(self.calls), i)
+            yield _states_at_head(model, window, hidden)[0]
+            del self.states[self._key(len(self.calls), i)]
 
     def differentiate(self, model: PreTrainedModel) -> None:
         """Put aside the gradient of each window's mean NLL, nats per token, at the last output.

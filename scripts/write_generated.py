@@ -93,9 +93,9 @@ def passes(words: str) -> tuple[Pass, ...]:
     """Return the passes of a request, given as options of the command line."""
     given = dict(re.findall(r"--(\S+) (\S+)", words))
     recipe = given.pop("recipe", None)
-    request = Request(**(read_recipe(recipe, None)[0] if recipe else given))
+    request = Request(**(read_recipe(recipe, None) if recipe else given))
     criterion, _ = resolve_metric(str(request.metric))
-    made = recipe_of(request, criterion, own_masks=False)
+    made = recipe_of(request, criterion)
     return passes_of(made, made.dense_terminals)
 
 

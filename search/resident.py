@@ -22,7 +22,6 @@ from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Texts
 from prunevolve.search.experiment import Subject
 
 
@@ -92,7 +91,8 @@ class Resident:
 
     def losses(self, role: str, start: int = 0, end: int | None = None) -> list[float]:
         """Return the mean NLL of a text's windows `start` to `end`, in nats per token."""
-        return window_losses(self.store, self.tokens[role][start:end]).tolist()
+        windows, store = self.tokens[role][start:end], self.store
+        return window_losses(store.states(windows), store.logits, windows).tolist()
 
     def dense_losses(self, role: str) -> list[float]:
         """Return `losses` of the dense model; raise ValueError if one is not finite."""
@@ -115,7 +115,7 @@ class Resident:
             prune(
                 self.store,
                 Recipe(metric, target),
-                Texts(),  # all statistics are given
+                {},  # all statistics are given
                 statistics=self.statistics,
                 kept_scores=self._scores if needed_again and not self._low_memory else None,
             )

@@ -3,6 +3,7 @@
 Nothing here imports torch, which takes seconds: the process that only hands out tests reads it too.
 """
 
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,12 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def model_copy(tiny_llama_dir: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_llama_dir` that a test may change."""
+    return Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from prunevolve.pruning.run.job import recipe_of
 from prunevolve.pruning.run.options import Method
 from prunevolve.pruning.statistics import STATISTICS
 from prunevolve.pruning.store import FolderStore, ResidentStore
-from prunevolve.pruning.stream import Stream, Texts
+from prunevolve.pruning.stream import Stream
 from prunevolve.search.records import Candidate
 
 MODEL = Target(0.37, Model())
@@ -70,7 +70,7 @@ def test_folder_pruned_with_blocks_elsewhere_is_that_of_the_cpu(tmp_path, group,
             *("float32", place, shards, held),
         )
         metric = Metric.parse("mul(W, add(G, mul(X, abs(M))))")
-        prune(store, Recipe(metric, Target(0.5, group)), Texts(toy_windows()))
+        prune(store, Recipe(metric, Target(0.5, group)), {"calibration": toy_windows()})
         weights = [Checkpoint(store.shard(block)) for block in store.blocks]
         read = [one.read(name).flatten() for one in weights for name in one.entries]
         zeros.append(torch.cat(read) == 0)
@@ -114,7 +114,7 @@ def test_methods_around_a_metric_give_near_what_they_give_on_the_cpu(methods, ow
         recipe = recipe_of(
             Method(**methods), Criterion.parse("mul(W, sqrt(X))", "layer"), own_masks
         )
-        prune(ResidentStore(model), recipe, Texts(toy_windows(count=4)))
+        prune(ResidentStore(model), recipe, {"calibration": toy_windows(count=4)})
         layers = linear_layers(model).values()
         weights.append(torch.cat([layer.weight.detach().flatten().cpu() for layer in layers]))
     one, other = weights

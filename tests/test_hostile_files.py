@@ -1,11 +1,10 @@
 """Files that are broken, of another kind, or carry code: one line, and nothing of them runs."""
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 from search_process import started
+from toy_models import change_json
 
 from prunevolve import run_prune
 from prunevolve.configs import schema
@@ -34,16 +33,11 @@ def refused(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def refused_model(refused, model, tmp_path):
+def refused_model(refused, model_copy, tmp_path):
     """Let a script --validate with the model and return its line."""
     small = ("--samples", 2, "--seqlen", 16, "--eval-windows", 2, "--out", tmp_path / "out")
-    words = ("--model", model, "--metric", "wanda", *small, "--validate")
+    words = ("--model", model_copy, "--metric", "wanda", *small, "--validate")
     return lambda: refused(run_prune, *words)
-
-
-@pytest.fixture
-def model(tiny_llama_dir, tmp_path):
-    return Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
 
 
 @pytest.mark.parametrize(
@@ -80,37 +74,36 @@ def test_config_value_beyond_its_range_is_refused(refused):
     ],
     ids=str,
 )
-def test_model_that_does_not_fit_its_config_is_refused(refused_model, model, settings, problem):
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | settings))
-    (model / "own.py").write_text(CODE)
+def test_model_unlike_its_config_is_refused(refused_model, model_copy, settings, problem):
+    change_json(model_copy / "config.json", **settings)
+    (model_copy / "own.py").write_text(CODE)
     assert problem in refused_model()
 
 
-def test_model_with_pickled_weights_alone_is_refused_by_both_scripts(refused, refused_model, model):
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+def test_model_with_pickled_weights_alone_is_refused(refused, refused_model, model_copy):
+    (model_copy / "model.safetensors").rename(model_copy / "pytorch_model.bin")
     message = refused_model()
     assert "lacks its weights file model.safetensors: convert .bin files, which are" in message
     roles = ("calibration", "fitness", "selection", "report")
     short = [word for role in roles for word in ("--set", f"{role}.length=16")]
-    assert message == refused(run_search, "--validate", "--set", f"model={model}", *short)
+    assert message == refused(run_search, "--validate", "--set", f"model={model_copy}", *short)
 
 
-def test_model_with_an_index_that_leads_elsewhere_is_refused(refused_model, model):
-    index = model / "model.safetensors.index.json"
+def test_model_with_an_index_that_leads_elsewhere_is_refused(refused_model, model_copy):
+    index = model_copy / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "../model.safetensors"}}')
     assert "must have a weight_map to files beside it" in refused_model()
 
 
 @pytest.mark.parametrize("content", ["[]", '{"a": ' * 100_000], ids=range(2))
-def test_model_with_broken_json_is_refused(refused_model, model, content):
-    (model / "config.json").write_text(content)
-    assert str(model) in refused_model()
+def test_model_with_broken_json_is_refused(refused_model, model_copy, content):
+    (model_copy / "config.json").write_text(content)
+    assert str(model_copy) in refused_model()
 
 
 @pytest.mark.parametrize("content", [b"", (2**60).to_bytes(8, "little") + b"{}"], ids=len)
-def test_model_with_a_header_that_lies_is_refused(refused_model, model, content):
-    (model / "model.safetensors").write_bytes(content)
+def test_model_with_a_header_that_lies_is_refused(refused_model, model_copy, content):
+    (model_copy / "model.safetensors").write_bytes(content)
     assert "is torn or not a safetensors file" in refused_model()
 
 
@@ -122,13 +115,15 @@ def test_model_with_a_header_that_lies_is_refused(refused_model, model, content)
         ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["own.Own", null]}}'),
     ],
 )
-def test_tokenizer_is_refused_or_read_without_its_code(model, name, content, tmp_path, monkeypatch):
+def test_tokenizer_is_refused_or_read_without_code(
+    model_copy, name, content, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    (model / name).write_text(content)
-    (model / "own.py").write_text(CODE)
+    (model_copy / name).write_text(content)
+    (model_copy / "own.py").write_text(CODE)
     try:
-        load_tokenizer(str(model))
+        load_tokenizer(str(model_copy))
     except ValueError as error:
-        assert str(error).startswith(f"model {str(model)!r} cannot be loaded: ")
+        assert str(error).startswith(f"model {str(model_copy)!r} cannot be loaded: ")
         assert "\n" not in str(error)
     assert not Path("ran").exists()

@@ -1,8 +1,7 @@
 import errno
 import json
 import math
-import resource
-import shutil
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +12,7 @@ import pytest
 import search_process
 import torch
 from filelock import FileLock
-from safetensors.torch import save_file
-from toy_models import tensors_of, weights_of
+from toy_models import change_json, change_weights, tensors_of, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prunevolve import run_prune
@@ -29,10 +27,9 @@ from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.run import command
 from prunevolve.pruning.run.job import ONE_KIND
 from prunevolve.pruning.run.options import read_recipe
-from prunevolve.pruning.run.result import WorkFolder
 from prunevolve.pruning.run.verify import verify_result
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Stream, Texts
+from prunevolve.pruning.stream import Stream
 
 
 def call(code=0, **options):
@@ -92,21 +89,16 @@ def test_run_prune_two_of_four_reloads_tied_with_the_reported_perplexity(prune_s
     assert "14 layers, 50.00% zeros, 2:4; " in call(verify=tmp_path / "out")[0]
 
 
-def test_run_prune_repeats_a_recipe_and_says_whether_it_did(prune_small, tmp_path):
+def test_run_prune_repeats_a_recipe(prune_small, tmp_path):
     prune_small(metric="snip", sparsity=0.6, seed=7, share=[2, 1], **TWO_KINDS)
-    recipe, again = tmp_path / "out" / "pruning_recipe.json", tmp_path / "again"
-    out, _ = call(recipe=recipe, out=again)
-    assert out.splitlines()[-1] == "repeated: all files match the recipe's, byte for byte"
-    repeated = paper(again, "recipe")
+    call(recipe=tmp_path / "out" / "pruning_recipe.json", out=tmp_path / "again")
+    repeated = paper(tmp_path / "again", "recipe")
     assert repeated == paper(tmp_path / "out", "recipe")
     tree = {"data": "mul", "left": {"data": "W"}, "right": {"data": "G"}}
     said = {"metric": "mul(W, G)", "tree": tree, "group": "model", "dtype": "float32", "seed": 7}
     assert repeated | said == repeated
     texts = {"split": "training + calibration", "windows": 3, "length": 16, "seed": 7}
     assert repeated["calibration"] | texts == repeated["calibration"]
-    out, err = call(recipe=recipe, out=tmp_path / "other", sparsity=0.5, json=True)
-    assert json.loads(out)["repeated"] is False
-    assert "warning: files differ from the recipe's, model-00002-of-00003.safetensors first" in err
 
 
 def test_recipe_gives_way_to_options(prune_small, tmp_path):
@@ -139,21 +131,20 @@ def test_run_prune_refuses_an_altered_recipe(tmp_path, content, problem):
     assert err.startswith(f"error: recipe {str(path)!r}{problem}")
 
 
-def test_recipes_are_combined_one_of_them_a_file_of_options(prune_small, tmp_path):
+def test_recipe_is_a_file_of_options(prune_small, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("metric: snip\nsparsity: 0.75\ncorpus: [embedded]\nsplit: [training]\n")
-    words = {"recipe": ["wanda-2048", path], "metric": None, "samples": None, "seqlen": 64}
-    words |= {"corpus": None, "eval_corpus": None}
-    out, _ = prune_small(**words, eval_windows=None, sparsity=0.25, validate=True, json=True)
+    words = {"recipe": path, "metric": None, "corpus": None}
+    out, _ = prune_small(**words, sparsity=0.25, validate=True, json=True)
     options = json.loads(out)["options"]
-    said = {"metric": "mul(W, G)", "sparsity": 0.25, "split": ["training"], "seqlen": 64}
-    assert options | said | {"samples": 128, "eval_windows": "all"} == options
+    said = {"metric": "mul(W, G)", "sparsity": 0.25, "split": ["training"], "seqlen": 16}
+    assert options | said == options
 
 
 def test_named_recipe_is_spelled_out_in_the_one_that_is_saved(prune_small, tmp_path):
     _, err = prune_small(metric=None)
     assert "note: no --metric given: --recipe fast, never behind" in err
-    saved, (asked, _) = paper(tmp_path / "out", "recipe"), read_recipe("fast", "unstructured")
+    saved, asked = paper(tmp_path / "out", "recipe"), read_recipe("fast", "unstructured")
     assert {key: saved[key] for key in asked} == asked | {"metric": NAMED[asked["metric"]].text}
 
 
@@ -210,24 +201,12 @@ def test_evaluate_of_a_result_is_what_its_pruning_printed(tmp_path, monkeypatch,
     assert f"note: windows and dtype as in {tmp_path / 'out' / 'pruning_recipe.json'} unless" in err
 
 
-def test_perplexity_that_is_not_finite_is_null(tiny_llama_dir, tmp_path):
-    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
-    weights = tensors_of(model)
-    weights["model.norm.weight"] *= 1e6
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    out, err = call(evaluate=model, eval_windows=2, seqlen=16, json=True)
-    assert json.loads(out)["perplexity"] is None
-    assert "perplexity not finite (embedded, " in err
-
-
-def test_perplexity_that_is_nan_is_null_and_named_with_text_window_and_dtype(
-    prune_small, tiny_llama_dir, tmp_path
+def test_perplexity_that_is_not_finite_is_null_and_named_with_text_window_and_dtype(
+    prune_small, model_copy, tmp_path
 ):
-    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
-    weights = tensors_of(model)
-    weights["model.norm.weight"].fill_(6e4)  # finite, but its products overflow
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    _, err = prune_small(model=model, metric="magnitude", dtype="float16")
+    # Finite, but its products overflow.
+    change_weights(model_copy, lambda weights: weights["model.norm.weight"].fill_(6e4))
+    _, err = prune_small(model=model_copy, metric="magnitude", dtype="float16")
     report = paper(tmp_path / "out", "report")
     assert report["pruned_perplexity"] is report["dense_perplexity"] is None
     line = (
@@ -241,15 +220,23 @@ def test_perplexity_that_is_nan_is_null_and_named_with_text_window_and_dtype(
     assert f"warning: {line}" in err.splitlines()
 
 
-def test_nan_in_an_embedding_is_named_and_the_shards_stay(prune_small, tiny_llama_dir, tmp_path):
-    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
-    weights = tensors_of(model)
-    weights["model.embed_tokens.weight"][:] = math.nan
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    _, err = prune_small(code=2, model=model, metric="magnitude")
-    tensor = "tensor model.embed_tokens.weight has a value that is not finite"
-    assert err.splitlines()[-1] == f"error: model file '{model / 'model.safetensors'}': {tensor}"
-    assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 2
+@pytest.mark.parametrize(
+    ("name", "metric", "shards"),
+    [
+        ("model.embed_tokens.weight", "magnitude", 2),
+        ("model.layers.0.mlp.up_proj.weight", "magnitude", 0),
+        ("model.layers.0.mlp.up_proj.weight", "wanda", 0),
+    ],
+)
+def test_file_with_a_weight_that_is_not_finite_is_named_and_finished_shards_stay(
+    prune_small, model_copy, tmp_path, name, metric, shards
+):
+    change_weights(model_copy, lambda weights: weights[name].fill_(math.nan))
+    _, err = prune_small(code=2, model=model_copy, metric=metric)
+    problem = f"tensor {name} has a value that is not finite"
+    file = str(model_copy / "model.safetensors")
+    assert err.splitlines()[-1] == f"error: model file {file!r}: {problem}"
+    assert len(list((tmp_path / "out").rglob("*.safetensors"))) == shards
 
 
 def test_run_prune_leaves_no_folder_after_a_failed_start(prune_small, tmp_path):
@@ -258,20 +245,6 @@ def test_run_prune_leaves_no_folder_after_a_failed_start(prune_small, tmp_path):
     _, err = prune_small(code=2, metric="mul(W, exp(exp(exp(exp(add(W, G))))))")
     assert list(tmp_path.iterdir()) == []
     assert "error: layer model.layers.1.self_attn.q_proj: the scores of 'mul(W, " in err
-
-
-def test_run_prune_names_the_file_with_a_weight_that_is_not_finite(
-    prune_small, tiny_llama_dir, tmp_path
-):
-    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
-    weights = tensors_of(model)
-    name = "model.layers.0.mlp.up_proj.weight"
-    weights[name][1, 2] = math.nan
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    for metric in ("magnitude", "wanda"):
-        _, err = prune_small(code=2, model=model, metric=metric, out=tmp_path / metric)
-        line = f"error: model file '{model / 'model.safetensors'}': tensor {name} has a value that"
-        assert err.splitlines()[-1].startswith(line)
 
 
 def test_pruning_of_a_pruned_model_says_that_zeros_add_up(prune_small, tmp_path):
@@ -288,21 +261,16 @@ def test_pruning_of_a_pruned_model_says_that_zeros_add_up(prune_small, tmp_path)
     assert line.endswith("% zeros where 60.0% were asked for: the model had some before")
 
 
-def test_card_escapes_the_models_name_and_no_code_is_named(prune_small, tiny_llama_dir, tmp_path):
-    model = shutil.copytree(tiny_llama_dir, tmp_path / "<b>a_b")
+def test_files_beside_the_weights_are_copied_but_name_no_code(prune_small, model_copy, tmp_path):
     for file in ("config.json", "tokenizer_config.json"):
-        settings = json.loads((model / file).read_text())
-        (model / file).write_text(json.dumps(settings | {"auto_map": {"AutoConfig": "own.Config"}}))
-    prune_small(model=model, metric="magnitude")
-    assert "\n" + r"# \<b\>a\_b, pruned: " in (tmp_path / "out/README.md").read_text()
+        change_json(model_copy / file, auto_map={"AutoConfig": "own.Config"})
+    prune_small(model=model_copy.rename(tmp_path / "<b>a_b"), metric="magnitude")
+    out = tmp_path / "out"
+    assert "\n" + r"# \<b\>a\_b, pruned: " in (out / "README.md").read_text()
     for file in ("config.json", "tokenizer_config.json"):
-        assert "auto_map" not in (tmp_path / "out" / file).read_text()
-
-
-def test_out_that_is_a_broken_link_is_named(prune_small, tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    _, err = prune_small(code=4, out=tmp_path / "link")
-    assert err.endswith(f"out '{tmp_path / 'link'}' is a broken link: name a new folder\n")
+        assert "auto_map" not in (out / file).read_text()
+    tokenizer = "tokenizer.json"
+    assert (out / tokenizer).read_bytes() == (tmp_path / "<b>a_b" / tokenizer).read_bytes()
 
 
 def test_run_prune_reads_no_calibration_text_for_a_metric_of_weights(prune_small, tmp_path):
@@ -350,18 +318,16 @@ def test_run_prune_warns_of_one_kind_of_text_and_where_evaluation_overlaps(prune
     ],
 )
 def test_plan_says_why_passes_with_gradients_are_not_in_float16(
-    monkeypatch, prune_small, tiny_llama_dir, tmp_path, method, backward
+    monkeypatch, prune_small, model_copy, method, backward
 ):
     for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
         monkeypatch.setattr(torch.ops.mkldnn, name, lambda: True)
-    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
-    settings = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(settings | {"dtype": "float16"}))
-    out, _ = prune_small(model=model, validate=True, **method)
+    change_json(model_copy / "config.json", dtype="float16")
+    out, _ = prune_small(model=model_copy, validate=True, **method)
     why = "plan: computing in bfloat16, since float16 is too narrow for gradients; files"
     assert (why in out) == backward
     assert f" ({'bfloat16' if backward else 'float16'}, cpu) by " in out
-    _, err = prune_small(model=model, validate=True, dtype="float16", **method)
+    _, err = prune_small(model=model_copy, validate=True, dtype="float16", **method)
     assert ("warning: small gradients are lost in float16" in err) == backward
 
 
@@ -395,13 +361,13 @@ def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tm
     assert f"  of embedded, split selection: dense {dense}, pruned {pruned}" in out.splitlines()
 
 
-def test_run_prune_warns_of_special_tokens(prune_small, tiny_llama_dir, tmp_path):
-    model, text = shutil.copytree(tiny_llama_dir, tmp_path / "model"), tmp_path / "text.txt"
-    tokenizer = AutoTokenizer.from_pretrained(model)
+def test_run_prune_warns_of_special_tokens(prune_small, model_copy, tmp_path):
+    text = tmp_path / "text.txt"
+    tokenizer = AutoTokenizer.from_pretrained(model_copy)
     tokenizer.add_special_tokens({"unk_token": "~"})
-    tokenizer.save_pretrained(model)
+    tokenizer.save_pretrained(model_copy)
     text.write_text("a word ~ and more\n" * 100)
-    _, err = prune_small(model=model, corpus=text)
+    _, err = prune_small(model=model_copy, corpus=text)
     assert "of the calibration tokens are special ones such as ~, which" in err
 
 
@@ -479,8 +445,8 @@ def test_recipe_repeats_all_methods_and_gives_its_shares_to_others(prune_small, 
     assert len(set(recipe["shares"].values())) > 1
     assert sorted(report["training"]) == ["model.layers.0", "model.layers.1"]
     path = tmp_path / "out" / "pruning_recipe.json"
-    out, _ = call(recipe=path, out=tmp_path / "again")
-    assert "repeated: all files match the recipe's, byte for byte" in out
+    call(recipe=path, out=tmp_path / "again")
+    assert paper(tmp_path / "again", "recipe") == recipe
     call(recipe=path, allocation=path, out=tmp_path / "by-file")
     assert checksums_of(tmp_path / "by-file") == checksums_of(tmp_path / "again")
 
@@ -550,10 +516,6 @@ def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def fill_disk() -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 @pytest.fixture
 def unfinished(prune_small, at_shard, tmp_path):
     """Interrupt a run at its second shard; returns the folder."""
@@ -605,6 +567,7 @@ def test_resume_of_a_folder_alone_ends_with_the_same_files(
     before = contents_of(tmp_path / "out")
     assert "valid: " in call(**alone, validate=True)[0]
     assert "begun with sparsity 0.6, and it is 0.5 now" in call(**alone, sparsity=0.5, code=4)[1]
+    assert "begun with model '" in prune_small(**options, model="embedded", resume=True, code=4)[1]
     assert "max-memory" in call(**alone, validate=True, max_memory="1KiB", code=2)[1]
     assert contents_of(tmp_path / "out") == before
     call(resume=tmp_path / "out")
@@ -629,23 +592,12 @@ def test_resume_of_a_folder_with_nothing_unfinished(prune_small, tmp_path):
 def test_resume_publishes_what_was_whole(prune_small, undisturbed, tmp_path, monkeypatch):
     expected = undisturbed(metric="wanda")
     with monkeypatch.context() as patched:
-        patched.setattr(WorkFolder, "publish", lambda self: interrupt())
+        patched.setattr(command, "publish", lambda out: interrupt())
         prune_small(code=3, metric="wanda")
     monkeypatch.setattr(command, "prune", None)  # would fail if it were called
     prune_small(metric="wanda", resume=True)
     assert checksums_of(tmp_path / "out") == expected
     verify_result(tmp_path / "out")
-
-
-def test_run_prune_resumes_no_other_request(prune_small, unfinished):
-    before = contents_of(unfinished)
-    for options, difference in (
-        ({"samples": 4}, "calibration tokens 48, and it is 64 now"),
-        ({"model": "embedded"}, "model '"),
-    ):
-        _, err = prune_small(code=4, **options, resume=True)
-        assert f"error: out '{unfinished}' was begun with {difference}" in err
-    assert contents_of(unfinished) == before
 
 
 def cut_short(shard: Path) -> None:
@@ -681,16 +633,27 @@ def test_run_prune_works_in_a_folder_alone(prune_small, unfinished):
     assert err.endswith("is in use by another process: wait, or name another folder\n")
 
 
-@pytest.mark.parametrize(("module", "number"), [(store, 2), (checkpoint, 3), (checkpoint, 12)])
-def test_full_disk_leaves_what_resumes(tight, undisturbed, at_shard, tmp_path, module, number):
+@pytest.mark.parametrize(
+    ("module", "number", "cause", "way_out"),
+    [
+        (store, 2, errno.ENOSPC, "make room"),
+        (store, 2, errno.EROFS, "make it writable"),
+        (checkpoint, 3, errno.ENOSPC, "make room"),
+        (checkpoint, 12, errno.ENOSPC, "make room"),
+    ],
+)
+def test_disk_that_takes_no_more_leaves_what_resumes(
+    tight, undisturbed, at_shard, tmp_path, module, number, cause, way_out
+):
+    def refuse():
+        raise OSError(cause, os.strerror(cause))
+
     expected = undisturbed(metric="snip")
-    at_shard(number, fill_disk, module)
+    at_shard(number, refuse, module)
     _, err = tight(code=4, metric="snip")
     out, work = tmp_path / "out", tmp_path / "out" / ".unfinished"
-    assert err.splitlines()[-1] == (
-        f"error: out '{out}' cannot be written (No space left on device): make room and go on "
-        "with --resume"
-    )
+    problem = f"cannot be written ({os.strerror(cause)}): {way_out} and go on with --resume"
+    assert err.splitlines()[-1] == f"error: out '{out}' {problem}"
     assert not (work / "states").exists() and not (work / "statistics").exists()
     assert len(list((work / "result").glob("*.safetensors"))) == (
         number - 1 if module is store else 0
@@ -732,40 +695,6 @@ def test_fault_in_a_late_block_keeps_the_finished_shards(
     assert checksums_of(tmp_path / "out") == expected
 
 
-def test_tokenizer_that_does_not_fit_the_disk_is_as_a_full_disk(
-    prune_small, tiny_llama_dir, tmp_path
-):
-    model = shutil.copytree(tiny_llama_dir, tmp_path / "model")
-    out, _ = prune_small(model=model, validate=True, json=True)
-    needed = json.loads(out)["plan"][-1]
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.add_tokens([f"token{i}" for i in range(300)])
-    tokenizer.save_pretrained(model)
-    out, _ = prune_small(model=model, validate=True, json=True)
-    assert json.loads(out)["plan"][-1] != needed
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # the weights are below
-    try:
-        _, err = prune_small(code=4, model=model)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    line = "cannot be written (File too large): make room and go on with --resume"
-    assert err.splitlines()[-1] == f"error: out '{tmp_path / 'out'}' {line}"
-    prune_small(model=model, resume=True)
-    for file in ("config.json", "tokenizer.json"):
-        assert (tmp_path / "out" / file).read_bytes() == (model / file).read_bytes()
-
-
-def test_disk_that_is_not_writable_needs_no_room(prune_small, at_shard, tmp_path):
-    def refuse():
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    at_shard(2, refuse)
-    _, err = prune_small(code=4)
-    line = "cannot be written (Read-only file system): make it writable and go on with --resume"
-    assert err.splitlines()[-1] == f"error: out '{tmp_path / 'out'}' {line}"
-
-
 @pytest.fixture
 def steps_back(monkeypatch):
     """Count the steps of all windows' gradients back through a block."""
@@ -797,24 +726,21 @@ def test_statistics_are_kept_and_reused(prune_small, undisturbed, steps_back, tm
     assert modes == {(tmp_path / "file").stat().st_mode}  # as the umask says
 
 
-def test_run_prune_adds_the_leaves_that_kept_statistics_lack(prune_small, undisturbed, tmp_path):
+def test_kept_statistics_are_added_to_and_refused_to_another_text(
+    prune_small, undisturbed, tmp_path
+):
     kept = tmp_path / "kept"
     prune_small(metric="wanda", statistics=kept, out=tmp_path / "first")
     assert {path.name for path in kept.iterdir()} == {"X", "statistics.json"}
     prune_small(metric="gblm", statistics=kept)
     assert {path.name for path in kept.iterdir()} == {"X", "G", "statistics.json"}
     assert checksums_of(tmp_path / "out") == undisturbed(metric="gblm")
-
-
-def test_run_prune_refuses_statistics_of_something_else(prune_small, tmp_path):
-    kept = tmp_path / "kept"
-    prune_small(statistics=kept, out=tmp_path / "first")
-    before = contents_of(kept)
-    _, err = prune_small(code=4, seed=1, statistics=kept)
+    before, other = contents_of(kept), tmp_path / "other"
+    _, err = prune_small(code=4, seed=1, statistics=kept, out=other)
     problem = "are of calibration seed 0, and it is 1 here: name another folder"
     assert err.endswith(f"error: statistics '{kept}' {problem}\n")
-    assert contents_of(kept) == before
-    _, err = prune_small(code=4, statistics=tmp_path / "first")
+    assert contents_of(kept) == before and not other.exists()
+    _, err = prune_small(code=4, statistics=tmp_path / "first", out=other)
     assert "has no statistics.json and is not empty: name another folder" in err
 
 
@@ -847,7 +773,7 @@ def test_run_prune_reads_the_gradients_that_the_release_saved(
     found |= {f"G/{name}": G.float() for name, G in gradients.items()}
     target = Target(0.5, group_of(recipe["group"]))
     request = Recipe(Metric.parse(recipe["metric"]), target)
-    prune(resident, request, Texts(windows), statistics=found)
+    prune(resident, request, {"calibration": windows}, statistics=found)
     written = tensors_of(tmp_path / "out")
     for name, weight in weights_of(resident.model).items():
         assert torch.equal(written[f"{name}.weight"], weight), name

@@ -8,18 +8,17 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from search_process import started
+from toy_models import losses_in
 
 from prunevolve.configs import schema
-from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import load_model
-from prunevolve.pruning.parse import read_tree, resolve_metric
+from prunevolve.pruning.parse import named_metric, read_tree, resolve_metric
 from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Texts
 from prunevolve.search import command as run_search
 from prunevolve.search.breeding.product import factors_of
 from prunevolve.search.breeding.variation import read_seeds
@@ -186,15 +185,15 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
     assert all(step["name"].partition("-")[0] == index for step in summary["path"])
     text = resolve(schema.load(run / "config.yaml", [])).read_texts().subjects[1].windows
 
-    dense = window_losses(
+    dense = losses_in(
         ResidentStore(load_model(str(tiny_llama_dir), "float32")), text["selection"].tokens
     )
 
     def rise(criterion):
         store = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
         target = Target(0.6, group_of(criterion.group))
-        prune(store, Recipe(criterion.metric, target), Texts(text["calibration"].tokens))
-        return (window_losses(store, text["selection"].tokens) - dense).mean().item()
+        prune(store, Recipe(criterion.metric, target), {"calibration": text["calibration"].tokens})
+        return (losses_in(store, text["selection"].tokens) - dense).mean().item()
 
     best, second, *_ = standings
     values = [rise(Criterion.parse(one["metric"], one["group"])) for one in (best, second)]
@@ -290,7 +289,7 @@ def test_finalists_that_were_measured_before_an_interrupt_are_not_measured_again
     settings = [f"--set={one}" for one in SMALL]
     call("--out", run, *settings, code=3)
     *_, (_, role, last) = measured
-    assert role in ROLES and last.metric not in [x.criterion.metric for x in BASELINES.values()]
+    assert role in ROLES and last.metric not in [named_metric(x).metric for x in BASELINES]
     out, _ = call("--status", run)
     way_on = f"resume with python run_search.py --resume {run}, as of"
     assert out.startswith(f"{run}: stopped while measuring finalists; {way_on}")

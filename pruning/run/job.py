@@ -11,7 +11,7 @@ from prunevolve.evaluation.zero_shot import check_tasks
 from prunevolve.pruning.allocation import resolve_allocation
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.masks import NOfM, resolve_target
-from prunevolve.pruning.memory import Plan, Work, plan_pruning
+from prunevolve.pruning.memory import Plan, plan_pruning
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import EMBEDDED, UnloadedModel, hub_id, resolve_model
 from prunevolve.pruning.parse import resolve_metric
@@ -41,25 +41,18 @@ FEW = "{} calibration windows are few for a reconstruction: it brings more with 
 
 @dataclass(frozen=True)
 class Job:
-    """A request that can be carried out.
+    """A request that can be carried out."""
 
-    Attributes:
-        request: With what its names stand for: a hub model's commit, the metric's formula and
-            group, the dtype, the window's length.
-        texts: The texts to read, by role: `calibration`, unless the metric needs none, and those of
-            `evaluation`.
-        plan_lines: The plan in words, and what the metric was found on if its file says so.
-        warnings: Reasons to trust the perplexities less.
-    """
-
+    # With what its names stand for: a hub model's commit, the metric's formula and group, the
+    # dtype, the window's length.
     request: Request
     model: UnloadedModel
     recipe: Recipe
-    texts: Mapping[str, tuple[Text, ...]]
+    texts: Mapping[str, tuple[Text, ...]]  # `calibration`, unless it needs none, and `evaluation`
     out: Path
     plan: Plan
-    plan_lines: list[str]
-    warnings: list[str]
+    plan_lines: list[str]  # the plan in words, and what the metric was found on if its file says so
+    warnings: list[str]  # reasons to trust the perplexities less
 
     def __str__(self) -> str:
         target, request = self.recipe.target, self.request
@@ -84,26 +77,21 @@ def make_job(request: Request, resume: bool) -> Job:
     recipe = recipe_of(request, criterion, own_masks=request.metric == SPARSEGPT)
     model = resolve(request, recipe.has_gradients)
     check_layers(model.shapes, recipe.target)
-    texts = {
-        "calibration": calibration_texts(request, model.seqlen),
-        "evaluation": evaluation_texts(request, model.seqlen),
-    }
-    for text in texts["calibration"] + texts["evaluation"]:
+    calibration = calibration_texts(request, model.seqlen)
+    evaluation = evaluation_texts(request, model.seqlen)
+    for text in calibration + evaluation:
         text.check()
+    texts = {"calibration": calibration, "evaluation": evaluation}
     if not (recipe.dense_terminals or recipe.follows):
         del texts["calibration"]
-    evaluated = [x.windows or x.most or TEST_TOKENS // model.seqlen for x in texts["evaluation"]]
-    work = Work(
-        model.shapes,
+    plan = plan_pruning(
+        model,
         recipe,
-        model.dtype,
-        model.device,
-        model.own_dtype,
-        calibration=(request.samples if "calibration" in texts else 0, model.seqlen),
-        evaluation=(sum(evaluated), model.seqlen),
+        request.samples if "calibration" in texts else 0,
+        sum(x.windows or x.most or TEST_TOKENS // model.seqlen for x in evaluation),
+        request.max_memory,
+        loads=bool(request.tasks),
     )
-    whole = bool(request.tasks)
-    plan = plan_pruning(work, model.file_size, request.max_memory, whole)
     out = Path(request.out or "")
     if request.out:
         check_output_folder(out, plan.disk, resume)
@@ -131,15 +119,8 @@ def resolve(request: Measurement, gradients: bool = False) -> UnloadedModel:
         return resolve_model(str(request.model), *options, gradients)
 
 
-def recipe_of(method: Method, criterion: Criterion, own_masks: bool) -> Recipe:
-    """Return the recipe of a method with a metric.
-
-    Args:
-        own_masks: Whether SparseGPT makes the masks as it goes.
-
-    Raises:
-        ValueError: If a name is unknown, or parts do not fit each other; one line.
-    """
+def recipe_of(method: Method, criterion: Criterion, own_masks: bool = False) -> Recipe:
+    """Return the recipe of a method with a metric; SparseGPT may make its own masks as it goes."""
     target = resolve_target(method.pattern, method.sparsity, method.group, criterion.group)
     if own_masks and target.group_name not in (None, "layer"):
         raise ValueError(

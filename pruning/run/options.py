@@ -6,7 +6,6 @@ option is a new field. None of this imports torch, which takes seconds.
 
 import difflib
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
@@ -176,30 +175,27 @@ def over(given: JsonObject, recipe: JsonObject) -> JsonObject:
     } | given
 
 
-def read_recipe(argument: str, pattern: str | None) -> tuple[JsonObject, Mapping[str, str] | None]:
-    """Return the options of a recipe, and the sha256 of the files that it made, if it made some.
+def read_recipe(argument: str, pattern: str | None) -> JsonObject:
+    """Return the options of a recipe.
 
     It is one of `RECIPES`, a `pruning_recipe.json`, or a YAML file of options, in which those below
     `n_of_m` go over the others under an n:m pattern, the one asked for or the file's.
     """
     path = _RECIPES / f"{argument}.yaml" if argument in RECIPES else Path(argument)
     known = f"give {', '.join(RECIPES)}, a pruning_recipe.json or a YAML file of options"
-    source, sums = f"recipe {argument!r}", None
+    source, is_yaml = f"recipe {argument!r}", path.suffix in (".yaml", ".yml")
     try:
-        if path.suffix in (".yaml", ".yml"):
-            given = _read_yaml(path, source, pattern)
-        else:
-            given = read_object(path)
-            if not isinstance(sums := given.get("sha256"), dict):
-                raise ValueError(f"{source} has no 'sha256': {known}")
-            decide = [name for name in Request.model_fields if name not in MACHINE]
-            given = {name: given[name] for name in decide if name in given}
+        given = _read_yaml(path, source, pattern) if is_yaml else read_object(path)
     except OSError as error:
         raise ValueError(f"{source} cannot be read: {error.strerror}; {known}") from error
+    if not is_yaml:
+        if not isinstance(given.get("sha256"), dict):
+            raise ValueError(f"{source} has no 'sha256': {known}")
+        given = {x: given[x] for x in Request.model_fields if x in given and x not in MACHINE}
     make(Request, given, source)
-    if sums is not None and given.get("allocation", "uniform") not in ALLOCATIONS:
+    if not is_yaml and given.get("allocation", "uniform") not in ALLOCATIONS:
         given["allocation"] = argument  # its shares stand in the recipe itself
-    return given, sums
+    return given
 
 
 def _read_yaml(path: Path, source: str, pattern: str | None) -> JsonObject:

@@ -2,14 +2,14 @@
 
 While a pruning works, everything is below `OUT/.unfinished` and moved to its final name at the end,
 the report last. What a killed run leaves there is the state that it is resumed from: every shard
-that has its name is whole, and `run.json` says what was asked for and what was found out.
+that has its name is whole, and `run.json` holds a `Run`.
 """
 
 import errno
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
@@ -19,10 +19,11 @@ from threading import Lock
 import torch
 from filelock import FileLock, Timeout
 from huggingface_hub import ModelCardData
+from pydantic import BaseModel
 from torch import Tensor
 
 from prunevolve.command_line import PRUNE
-from prunevolve.evaluation import zero_shot
+from prunevolve.evaluation import perplexity, zero_shot
 from prunevolve.pruning.checkpoint import DiskOffload, Offload, files_beside
 from prunevolve.pruning.json_file import JsonObject, finite, read_object, write_json
 from prunevolve.pruning.masks import CROWDED
@@ -32,7 +33,6 @@ from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.run.verify import (
     RECIPE,
     REPORT,
-    Counted,
     FolderMismatchError,
     Inspector,
     first_difference,
@@ -45,102 +45,105 @@ RUN = "run.json"
 SETTINGS = "statistics.json"
 
 
-class WorkFolder:
-    """The unfinished part of a result's folder; `work_folder` opens one.
+class Run(BaseModel):
+    """What was asked, what the result depends on, and what was found out so far.
 
-    Attributes:
-        run: What `run.json` holds once it was begun: the request's `options`, the `identity` of all
-            that the result depends on, the `sha256` that its files should have if they are known,
-            and what was `found` so far: losses by stream, the layers' `shares`, the errors of
-            trained blocks by their names, zero-shot results by model, and the `sha256` of finished
-            shards; None stands for what is not finite.
+    None stands for a number that is not finite.
     """
 
-    def __init__(self, out: Path) -> None:
+    options: JsonObject
+    identity: JsonObject
+    losses: dict[str, list[float | None]] = {}  # of evaluation windows, `dense` and `pruned`
+    shares: dict[str, float] = {}  # what goes of each layer by its allocation
+    training: dict[str, JsonObject] = {}  # errors of trained blocks
+    damping: dict[str, int] = {}  # how many times that of a layer's Gram matrix grew
+    zero_shot: dict[str, JsonObject] = {}  # `dense` and `pruned`
+    sha256: dict[str, str] = {}  # of finished shards
+
+    @staticmethod
+    def read(out: Path) -> "Run":
+        """Read that of an unfinished folder; raises ValueError if it has none."""
+        try:
+            return Run.model_validate(read_object(out / UNFINISHED / RUN))
+        except OSError as error:
+            raise ValueError(f"{str(out)!r} has no unfinished pruning: {error.strerror}") from error
+
+
+class WorkFolder:
+    """The unfinished part of a result's folder, and what is known of the run."""
+
+    def __init__(self, out: Path, options: JsonObject, identity: JsonObject) -> None:
         self.out, self.path = out, out / UNFINISHED
         self.result = self.path / "result"
         self.states = self.path / "states"
         self.statistics = self.path / "statistics"
-        self.run: JsonObject = {"found": {}}
+        self.run = Run(options=options, identity=identity)
         self._lock = Lock()
 
-    @property
-    def found(self) -> JsonObject:
-        """What was found out so far, by name."""
-        return dict(self.run["found"])
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Begin the work, or go on with it, while no other process does.
 
-    def begin(
-        self, options: JsonObject, identity: JsonObject, sha256: Mapping[str, str] | None
-    ) -> None:
-        """Write down what is asked, or refuse it if the folder was begun with something else."""
-        if not (self.path / RUN).exists():
-            self.run |= {"options": options, "identity": identity, "sha256": sha256}
-            write_json(self.path / RUN, self.run)
-            return
-        self.run = read_object(self.path / RUN)
-        if difference := first_difference(self.run["identity"], identity):
+        Raises FolderMismatchError if another does, it was begun with something else, or the folder
+        cannot be written.
+        """
+        try:
+            self.result.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path / "lock").acquire(timeout=0):
+                self._begin()
+                yield
+        except Timeout as error:
+            raise FolderMismatchError(
+                f"out {str(self.out)!r} is in use by another process: wait, or name another folder"
+            ) from error
+        except (BrokenPipeError, FolderMismatchError):  # a reader that is gone is as an interrupt
+            raise
+        except OSError as error:
+            self.forget_work()
+            refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+            way_out = "make it writable" if refused else "make room"
+            raise FolderMismatchError(
+                f"out {str(self.out)!r} cannot be written ({error.strerror or error}): {way_out} "
+                "and go on with --resume"
+            ) from error
+        except ValueError:
+            # What a request that cannot be met has written goes, but no shard; all others keep it.
+            if not any(self.result.glob("*.safetensors")):
+                shutil.rmtree(self.path, ignore_errors=True)
+                with suppress(OSError):  # it held something before
+                    self.out.rmdir()
+            raise
+
+    def _begin(self) -> None:
+        asked = self.run.identity
+        if (self.path / RUN).exists():
+            self.run = Run.read(self.out)
+        if difference := first_difference(self.run.identity, asked):
             raise FolderMismatchError(
                 f"out {str(self.out)!r} was begun with {difference} now: give what it began "
                 "with, or name a new folder"
             )
+        self.keep("sha256", {})
 
-    def keep(self, name: str, value: object) -> None:
-        """Put something that was found out aside; any thread may do it."""
+    def keep(self, kind: str, found: JsonObject) -> None:
+        """Add what was found out to that of its kind in `run.json`; any thread may do it."""
         with self._lock:
-            self.run["found"][name] = finite(value)
-            write_json(self.path / RUN, self.run)
+            getattr(self.run, kind).update(finite(found))
+            write_json(self.path / RUN, self.run.model_dump())
 
     def forget_work(self) -> None:
         """Remove what was put aside on disk for the passes; finished shards stay."""
         for folder in (self.states, self.statistics):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def publish(self) -> JsonObject:
-        """Give every file of the result its final name, the report last; return the report."""
-        files = sorted(self.result.glob("*"), key=lambda path: (path.name == REPORT, path.name))
-        for path in files:
-            path.replace(self.out / path.name)
-        shutil.rmtree(self.path, ignore_errors=True)
-        return read_object(self.out / REPORT)
 
-
-@contextmanager
-def work_folder(out: Path) -> Iterator[WorkFolder]:
-    """Open the work folder of a result, for this process alone."""
-    work = WorkFolder(out)
-    try:
-        work.result.mkdir(parents=True, exist_ok=True)
-        with FileLock(work.path / "lock").acquire(timeout=0):
-            yield work
-    except Timeout as error:
-        raise FolderMismatchError(
-            f"out {str(out)!r} is in use by another process: wait, or name another folder"
-        ) from error
-    except (BrokenPipeError, FolderMismatchError):  # a reader that is gone is as an interrupt
-        raise
-    except OSError as error:
-        work.forget_work()
-        refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
-        way_out = "make it writable" if refused else "make room"
-        raise FolderMismatchError(
-            f"out {str(out)!r} cannot be written ({error.strerror or error}): {way_out} and go on "
-            "with --resume"
-        ) from error
-    except ValueError:
-        # What a request that cannot be met has written goes, but no shard; all others keep it.
-        if not any(work.result.glob("*.safetensors")):
-            shutil.rmtree(work.path, ignore_errors=True)
-            with suppress(OSError):  # it held something before
-                out.rmdir()
-        raise
-
-
-def read_unfinished(out: Path) -> JsonObject:
-    """Return what an unfinished folder's `run.json` holds; raises ValueError if it has none."""
-    try:
-        return read_object(out / UNFINISHED / RUN)
-    except OSError as error:
-        raise ValueError(f"{str(out)!r} has no unfinished pruning: {error.strerror}") from error
+def publish(out: Path) -> JsonObject:
+    """Give every file of a result its final name, the report last; return the report."""
+    files = (out / UNFINISHED / "result").glob("*")
+    for path in sorted(files, key=lambda path: (path.name == REPORT, path.name)):
+        path.replace(out / path.name)
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    return read_object(out / REPORT)
 
 
 def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
@@ -168,13 +171,8 @@ def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
         raise FolderMismatchError(f"out {str(folder)!r}{problem}")
 
 
-def save_model(
-    store: FolderStore,
-    inspector: Inspector,
-    shares: Mapping[str, float],
-    on_progress: Progress = unwatched,
-) -> Counted:
-    """Make a model that can be loaded of a store's shards, and return what is in them.
+def save_model(store: FolderStore, inspector: Inspector, on_progress: Progress = unwatched) -> None:
+    """Make a model that can be loaded of a store's shards, and check that it is pruned.
 
     Those that the inspector did not look at yet are read back. Configs and tokenizer are copied.
     """
@@ -186,30 +184,32 @@ def save_model(
             content = read_object(path)
             if content.pop("auto_map", None):  # it names code, which is not in the folder
                 write_json(folder / path.name, content)
-    counted = inspector.look_at_all(folder, shares, "save", on_progress)
+    inspector.look_at_all(folder, "save", on_progress)
     inspector.check_promise()
-    return counted
 
 
-def save_papers(folder: Path, recipe: JsonObject, measured: JsonObject, counted: Counted) -> None:
+def save_papers(
+    folder: Path, recipe: JsonObject, measured: JsonObject, inspector: Inspector
+) -> None:
     """Write a model's recipe, card and report, the report last."""
-    layers, sums = counted
-    report = {key: recipe[key] for key in ("metric", "pattern", "sparsity")} | measured
+    layers, warnings = inspector.layers, [*measured["warnings"]]
     if crowded := [layer for layer in layers if layer.zeros > CROWDED * layer.size]:
         worst = max(crowded, key=lambda layer: layer.zeros / layer.size)
-        told = f"layer {worst.name} is {worst.zeros / worst.size:.1%} zeros"
         more = f", and {len(crowded) - 1} of {len(layers)} are above {CROWDED:.0%}"
-        report["warnings"] = [*report["warnings"], told + more * (len(crowded) > 1)]
-    zeros, size = sum(layer.zeros for layer in layers), sum(layer.size for layer in layers)
-    if zeros > (recipe["sparsity"] + 0.005) * size:
-        told = f"{zeros / size:.1%} zeros where {recipe['sparsity']:.1%} were asked for: "
-        report["warnings"] = [*report["warnings"], f"{told}the model had some before"]
-    report["layers"] = [asdict(layer) for layer in layers]
+        line = f"layer {worst.name} is {worst.zeros / worst.size:.1%} zeros"
+        warnings.append(line + more * (len(crowded) > 1))
+    share = sum(layer.zeros for layer in layers) / sum(layer.size for layer in layers)
+    if share > recipe["sparsity"] + 0.005:
+        asked = f"{recipe['sparsity']:.1%} were asked for"
+        warnings.append(f"{share:.1%} zeros where {asked}: the model had some before")
+    report = {key: recipe[key] for key in ("metric", "pattern", "sparsity")} | measured
+    report |= {"warnings": warnings, "layers": [asdict(layer) for layer in layers]}
     versions = {"python": platform.python_version()}
     for name in ("prunevolve", "torch", "transformers", "safetensors"):
         with suppress(metadata.PackageNotFoundError):  # a checkout that is not installed
             versions[name] = metadata.version(name)
-    write_json(folder / RECIPE, {**recipe, "versions": versions, "sha256": sums})
+    sums = dict(sorted(inspector.sums.items()))
+    write_json(folder / RECIPE, recipe | {"versions": versions, "sha256": sums})
     (folder / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
     write_json(folder / REPORT, report)
 
@@ -264,7 +264,7 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
         "base": _MARKUP.sub(r"\\\1", name),
         "formula": formula,
         "group": recipe["group"] or "groups of the pattern",
-        "calibration": _place(calibration) if calibration else "no text",
+        "calibration": perplexity.place_of(calibration) if calibration else "no text",
         "measured": "\n".join(measured_lines(report)),
         "warnings": "".join(f"\nWarning: {line}.\n" for line in report["warnings"]),
     }
@@ -272,30 +272,8 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
 
 
 def measured_lines(measured: JsonObject) -> list[str]:
-    """Return perplexities, those of each text if there are several, and zero-shot results."""
-    place = f"{_place(measured['perplexity_of'])}, {measured['perplexity_of']['dtype']}"
-    names = [name for name in measured if name.endswith("perplexity")]
-    width = max(map(len, names))
-    lines = [f"{x.replace('_', ' '):{width}} {_number(measured, x)} ({place})" for x in names]
-    for text in measured["by_text"] if len(measured["by_text"]) > 1 else []:
-        named = [name for name in ("perplexity", "dense", "pruned") if name in text]
-        values = [f"{name} {_number(text, name)}" for name in named]
-        corpus = Path(text["corpus"]).name
-        lines.append(f"  of {corpus}, split {text['split']}: {', '.join(values)}")
-    return lines + zero_shot.lines(measured)
-
-
-def _place(provenance: JsonObject) -> str:
-    """Say where windows come from; of local files the names alone."""
-    corpora = [Path(corpus).name for corpus in provenance["corpus"].split(" + ")]
-    words = "split {split}, {windows} windows of {length} = {tokens} tokens"
-    return f"{' + '.join(corpora)}, {words.format_map(provenance)}"
-
-
-def _number(measured: JsonObject, name: str) -> str:
-    perplexity, error = measured[name], measured.get(f"{name}_standard_error")
-    shown = "not finite" if perplexity is None else f"{perplexity:.4f}"
-    return shown if error is None else f"{shown} ± {error:.4f}"
+    """Return what a report says of perplexity and zero-shot tasks as text."""
+    return perplexity.lines(measured) + zero_shot.lines(measured)
 
 
 def kept_statistics(path: Path, identity: JsonObject, store: Store) -> Offload:

@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -36,20 +35,13 @@ class FolderMismatchError(ValueError):
 
 @dataclass(frozen=True)
 class LayerCount:
-    """What is in the saved weight of one layer.
-
-    Attributes:
-        name: Qualified name of the layer in the model.
-        zeros: Number of zero weights.
-        size: Number of weights.
-        pattern_ok: Whether every group of an n:m pattern, every row (group `row`) or the matrix
-            (group `layer`) has the zeros that were asked for. Group `model` asks nothing of a
-            single layer: True.
-    """
+    """What is in the saved weight of one layer."""
 
     name: str
     zeros: int
     size: int
+    # Whether every group of an n:m pattern, every row (group `row`) or the matrix (group `layer`)
+    # has the zeros that were asked for. Group `model` asks nothing of a single layer: True.
     pattern_ok: bool
 
     @staticmethod
@@ -61,10 +53,6 @@ class LayerCount:
         return LayerCount(name, count(zero), weight.numel(), holds)
 
 
-Counted = tuple[list[LayerCount], dict[str, str]]
-"""What is in a folder's layers, in order, and the sha256 of its files by name."""
-
-
 class Inspector:
     """Looks into a pruned model's shards, each once: as they are written, or all at the end.
 
@@ -72,29 +60,28 @@ class Inspector:
 
     Args:
         names: The prunable layers, in order.
-        target: What was asked for.
-
-    Attributes:
-        sums: The sha256 of each shard that was looked at, by name.
+        shares: The fraction of each layer that goes, where it is not the target's; looked up when
+            the layer is.
     """
 
-    def __init__(self, config: PretrainedConfig, names: Sequence[str], target: Target) -> None:
-        self._names, self._target = names, target
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        names: Sequence[str],
+        target: Target,
+        shares: Mapping[str, float],
+    ) -> None:
+        self._names, self._target, self._shares = names, target, shares
         self._layers = {
             published: name
             for name in names
             for published in published_names(config, f"{name}.weight")
         }
-        self.sums: dict[str, str] = {}
+        self.sums: dict[str, str] = {}  # sha256 of the shards by name
         self._counts: dict[str, LayerCount] = {}
 
-    def look(self, path: Path, shares: Mapping[str, float], known: str | None = None) -> None:
-        """Hash a shard and count the zeros of its layers, one tensor in memory at a time.
-
-        Args:
-            shares: The fraction of each layer that goes, where it is not the target's.
-            known: The sha256 that the shard must have.
-        """
+    def look(self, path: Path, known: str | None = None) -> None:
+        """Hash a shard, whose sha256 may be known, and count the zeros of its layers."""
         with path.open("rb") as file:
             self.sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
         if known not in (None, self.sums[path.name]):
@@ -107,28 +94,27 @@ class Inspector:
             if not is_finite(weight):
                 raise ValueError(f"tensor {published} has a value that is not finite")
             if name := self._layers.get(published):
-                self._counts[name] = LayerCount.of(name, weight, self._target, shares.get(name))
+                share = self._shares.get(name)
+                self._counts[name] = LayerCount.of(name, weight, self._target, share)
 
-    def look_at_all(
-        self,
-        folder: Path,
-        shares: Mapping[str, float],
-        stage: str = "",
-        on_progress: Progress = unwatched,
-    ) -> Counted:
-        """Return what is in a folder, each file looked at once; `shares` as in `look`."""
+    def look_at_all(self, folder: Path, stage: str = "", on_progress: Progress = unwatched) -> None:
+        """Look at the shards of a folder that were not looked at yet."""
         Checkpoint(folder)  # are all files there, and whole?
         left = [x for x in sorted(folder.glob("*.safetensors")) if x.name not in self.sums]
         with ThreadPoolExecutor(2) as pool:
-            for done, _ in enumerate(pool.map(self.look, left, repeat(shares)), 1):
+            for done, _ in enumerate(pool.map(self.look, left), 1):
                 on_progress(stage, done, len(left))
         if lost := [name for name in self._names if name not in self._counts]:
             raise ValueError(f"layer {lost[0]} has no weight")
-        return [self._counts[name] for name in self._names], dict(sorted(self.sums.items()))
+
+    @property
+    def layers(self) -> list[LayerCount]:
+        """What is in the layers, in order; all shards must have been looked at."""
+        return [self._counts[name] for name in self._names]
 
     def check_promise(self) -> None:
         """Refuse weights with fewer zeros than asked for: dense models get saved by mistake."""
-        target, layers = self._target, [self._counts[name] for name in self._names]
+        target, layers = self._target, self.layers
         promise = target.pattern_text
         if target.group_name:
             promise = f"{target.sparsity:g} per {target.group_name}"
@@ -162,17 +148,17 @@ def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject
         group = parse_pattern(recipe["pattern"]) or group_of(recipe["group"])
         promised = [LayerCount(**layer) for layer in report["layers"]]
         names = [layer.name for layer in promised]
-        inspector = Inspector(load_config(str(folder)), names, Target(recipe["sparsity"], group))
-        shares = recipe.get("shares", {})
-        counted, sums = inspector.look_at_all(folder, shares, "verify", on_progress)
-        for was, now in zip(promised, counted, strict=True):
+        target, shares = Target(recipe["sparsity"], group), recipe.get("shares", {})
+        inspector = Inspector(load_config(str(folder)), names, target, shares)
+        inspector.look_at_all(folder, "verify", on_progress)
+        for was, now in zip(promised, inspector.layers, strict=True):
             if was != now:
                 raise ValueError(
                     f"layer {was.name} has {now.zeros} zeros of {now.size}, the report says "
                     f"{was.zeros} of {was.size}"
                 )
         inspector.check_promise()
-        if different := first_difference(recipe["sha256"], sums):
+        if different := first_difference(recipe["sha256"], inspector.sums):
             raise ValueError(f"sha256 of {different}")
     except (OSError, SafetensorError, ValueError) as error:
         raise FolderMismatchError(f"{str(folder)!r} is not as it was saved: {error}") from error

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
-from toy_models import FAMILIES, TOKENS, toy_model, toy_windows
+from toy_models import FAMILIES, TOKENS, losses_in, toy_model, toy_windows
 
-from prunevolve.evaluation.perplexity import perplexity, perplexity_error, window_losses
+from prunevolve.evaluation.perplexity import perplexity, perplexity_error
 from prunevolve.pruning import store, stream
 from prunevolve.pruning.store import ResidentStore
 
@@ -23,13 +23,13 @@ def test_window_losses_are_the_models_own_whatever_the_chunk(family, chunk, monk
     monkeypatch.setattr(stream, "HEAD_TOKENS", chunk)
     model, windows = toy_model(family), toy_windows(count=3)
     seen = []
-    losses = window_losses(ResidentStore(model), windows, seen.append)
+    losses = losses_in(ResidentStore(model), windows, seen.append)
     assert losses.dtype == torch.float64
     assert_close(losses, own_losses(model, windows).double(), rtol=1e-5, atol=1e-5)
     assert seen == [1, 2, 3]
     shortest = windows[:, :2]  # with one prediction each
     expected = own_losses(model, shortest).double()
-    assert_close(window_losses(ResidentStore(model), shortest), expected, rtol=1e-5, atol=1e-5)
+    assert_close(losses_in(ResidentStore(model), shortest), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -40,10 +40,10 @@ def test_as_many_windows_pass_at_a_time_as_their_tokens_allow(family, monkeypatc
     model.base_model.register_forward_pre_hook(
         lambda module, args, given: passed.append(len(given["input_ids"])), with_kwargs=True
     )
-    losses = window_losses(ResidentStore(model), windows)
+    losses = losses_in(ResidentStore(model), windows)
     assert_close(losses, expected, rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(store, "BATCH_TOKENS", TOKENS - 1)
-    assert_close(window_losses(ResidentStore(model), windows), expected, rtol=1e-5, atol=1e-5)
+    assert_close(losses_in(ResidentStore(model), windows), expected, rtol=1e-5, atol=1e-5)
     assert passed == [2, 1, 1, 1, 1]
 
 

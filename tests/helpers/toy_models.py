@@ -1,11 +1,12 @@
 """Random models of every supported family, small enough to run in milliseconds."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +24,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.models import linear_layers
 
 # On matrices this small a second thread costs more than it does.
@@ -113,3 +115,20 @@ def assert_same_tensors(actual: Mapping[str, Tensor], expected: Mapping[str, Ten
 def tensors_of(folder: Path) -> dict[str, Tensor]:
     """Return all tensors in a folder's files by published name."""
     return {name: t for path in folder.glob("*.safetensors") for name, t in load_file(path).items()}
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Let a function change the tensors of a model of one file."""
+    weights = tensors_of(folder)
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_json(path: Path, **settings: Any) -> None:
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def losses_in(store, windows, *on_window):
+    """Return each window's mean NLL in a resident model."""
+    return window_losses(store.states(windows), store.logits, windows, *on_window)

@@ -15,7 +15,6 @@ from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.run.options import Method, MethodArguments
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Texts
 
 FIRST = "model.layers.0.self_attn.q_proj"
 SHAPE = (
@@ -29,7 +28,7 @@ def test_prune_is_the_engines():
     model, expected = toy_model("llama"), toy_model("llama")
     prune(model, read_metric("snip"), toy_windows(), sparsity=0.4)
     recipe = Recipe(Metric.parse("mul(W, G)"), Target(0.4, group_of("model")))
-    pruner.prune(ResidentStore(expected), recipe, Texts(toy_windows()))
+    pruner.prune(ResidentStore(expected), recipe, {"calibration": toy_windows()})
     assert_same_tensors(weights_of(model), weights_of(expected))
 
 

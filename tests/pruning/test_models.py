@@ -1,13 +1,10 @@
 """Families of architectures: what is found in a model, and running its blocks one at a time."""
 
-import json
-import shutil
-
 import pytest
 import torch
 from refusals import refusal
 from torch.testing import assert_close
-from toy_models import FAMILIES, toy_model, toy_windows
+from toy_models import FAMILIES, change_json, toy_model, toy_windows
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from prunevolve.pruning.models import (
@@ -115,15 +112,13 @@ def test_model_that_make_builds_says_so_where_it_is_not_built(tmp_path, monkeypa
     ],
 )
 def test_auto_dtype_suits_device_and_gradients(
-    monkeypatch, tiny_llama_dir, tmp_path, own, has, gradients, dtype, why
+    monkeypatch, model_copy, own, has, gradients, dtype, why
 ):
-    copied = shutil.copytree(tiny_llama_dir, tmp_path / "model")
-    settings = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps(settings | {"dtype": own}))
+    change_json(model_copy / "config.json", dtype=own)
     for kind, short in (("bfloat16", "bf16"), ("float16", "fp16")):
         name = f"_is_mkldnn_{short}_supported"
         monkeypatch.setattr(torch.ops.mkldnn, name, lambda kind=kind: kind in has)
-    model = resolve_model(str(copied), device="cpu", gradients=gradients)
+    model = resolve_model(str(model_copy), device="cpu", gradients=gradients)
     slow = "device cpu has no fast arithmetic for"
     why = why.format(narrow="float16 is too narrow for gradients", slow=slow)
     assert (model.dtype, model.why_dtype) == (dtype, why)

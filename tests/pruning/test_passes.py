@@ -26,7 +26,7 @@ WRITTEN = runpy.run_path(str(Path(__file__).parents[2] / "scripts/write_generate
 def test_listed_passes_are_run_block_by_block(request_, names):
     assert [one.name for one in WRITTEN["passes"](request_)] == names
     given = dict(zip(request_.replace("--", "").split()[::2], request_.split()[1::2], strict=True))
-    options = read_recipe(given["recipe"], None)[0] if "recipe" in given else given
+    options = read_recipe(given["recipe"], None) if "recipe" in given else given
     seen = []
     prune(
         toy_model("llama"),

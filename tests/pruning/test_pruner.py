@@ -16,7 +16,6 @@ from prunevolve.pruning.models import decoder_blocks, linear_layers
 from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Texts
 
 GBLM = Metric.parse("mul(W, add(G, sqrt(X)))")
 MAGNITUDE = Metric.parse("W")
@@ -66,7 +65,12 @@ def keep_highest_in_groups(weights, scores, target):
 
 
 def prune_model(model, metric, target, windows, propagation="one-shot", **options):
-    prune(ResidentStore(model), Recipe(metric, target, propagation), Texts(windows), **options)
+    prune(
+        ResidentStore(model),
+        Recipe(metric, target, propagation),
+        {"calibration": windows},
+        **options,
+    )
 
 
 def pruned_weights(model, metric, target, windows, propagation="one-shot"):
@@ -200,7 +204,7 @@ def test_products_of_fp32_are_exact_in_a_pruning_and_as_they_were_after_it():
     model.model.layers[0].register_forward_hook(lambda *_: seen.append(settings.fp32_precision))
     torch.set_float32_matmul_precision("high")
     try:
-        prune(ResidentStore(model), recipe, Texts(toy_windows()))
+        prune(ResidentStore(model), recipe, {"calibration": toy_windows()})
         assert set(seen) == {"ieee"}
         assert torch.get_float32_matmul_precision() == "high" and settings.allow_tf32
     finally:

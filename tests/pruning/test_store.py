@@ -19,6 +19,7 @@ from toy_models import (
 )
 from transformers import AutoModelForCausalLM
 
+from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.checkpoint import Checkpoint, DiskOffload, read_tensor, write_tensors
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
@@ -26,7 +27,7 @@ from prunevolve.pruning.models import load_config, load_model, outside_blocks
 from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import FolderStore, ResidentStore
-from prunevolve.pruning.stream import BlockCall, Texts
+from prunevolve.pruning.stream import BlockCall
 
 MAGNITUDE, WANDA, SNIP = "W", "mul(W, sqrt(X))", "mul(W, G)"
 ALL_SOURCES = "mul(W, add(G, add(X, abs(M))))"
@@ -85,7 +86,7 @@ def expected_tensors(folder, recipe):
     """Return the source's tensors with the weights that a model in memory ends with."""
     resident, master = resident_of(folder)
     resident.restore(master)
-    prune(resident, recipe, Texts(toy_windows()))
+    prune(resident, recipe, {"calibration": toy_windows()})
     tensors = tensors_of(folder)
     names = Checkpoint(folder).published(resident.model)
     for layer, weight in weights_of(resident.model).items():
@@ -98,7 +99,7 @@ def expected_tensors(folder, recipe):
 def pruned_tensors(folder, shards, recipe, keeps=False, dtype="float32", **places):
     shards.mkdir()
     made = opened(folder, shards, keeps, dtype)
-    prune(made, recipe, Texts(toy_windows()), **places)
+    prune(made, recipe, {"calibration": toy_windows()}, **places)
     made.write_outside()
     return tensors_of(shards)
 
@@ -184,7 +185,8 @@ def test_store_opens_one_block_or_the_outside(tmp_path, monkeypatch, propagation
 
     monkeypatch.setattr(BlockCall, "run", watched)
     windows = {name: toy_windows(2) for name in ("dense", "pruned")}
-    prune(made, recipe_of(propagation, metric, "row"), Texts(toy_windows(), windows))
+    texts = {"calibration": toy_windows(), **windows}
+    prune(made, recipe_of(propagation, metric, "row"), texts, losses=window_losses)
     # A block that is written when it is first opened is never kept.
     assert most[0] == (3 if keeps and metric == ALL_SOURCES else 1)
     assert outside_is_meta(made) == {True}
@@ -192,24 +194,25 @@ def test_store_opens_one_block_or_the_outside(tmp_path, monkeypatch, propagation
 
 
 def test_evaluation_windows_are_measured_before_and_after(dense, tmp_path):
-    folder, seen = dense("llama"), {}
+    folder, seen = dense("llama"), []
 
-    def measure(name, states, head):
-        seen[name] = [torch.cat(list(head(state))) for state in states]
+    def losses(states, logits, windows, on_window):
+        seen.append(torch.stack([torch.cat(list(logits(state))) for state in states]))
+        return torch.zeros(len(windows))
 
     windows = toy_windows(2, seed=5)
-    texts = Texts(toy_windows(), {"dense": windows, "pruned": windows}, measure)
+    texts = {"calibration": toy_windows(), "dense": windows, "pruned": windows}
     for metric, propagation in product((WANDA, ALL_SOURCES), ("one-shot", "sequential")):
         shards = tmp_path / f"{metric[:8]} {propagation}"
         shards.mkdir()
         recipe = recipe_of(propagation, metric, "row")
-        prune(opened(folder, shards), recipe, texts)
+        prune(opened(folder, shards), recipe, texts, losses=losses)
         resident = ResidentStore(load_model(str(folder), "float32"))
-        for name in ("dense", "pruned"):
+        for _ in ("dense", "pruned"):
             with torch.no_grad():
                 expected = resident.model(input_ids=windows).logits
-            torch.testing.assert_close(torch.stack(seen.pop(name)), expected)
-            prune(resident, recipe, Texts(toy_windows()))
+            torch.testing.assert_close(seen.pop(0), expected)
+            prune(resident, recipe, {"calibration": toy_windows()})
 
 
 def rewritten(tmp_path, change, family="llama"):

@@ -7,7 +7,7 @@ from shutil import copy2
 
 import pytest
 import torch
-from toy_models import assert_same_tensors, weights_of
+from toy_models import assert_same_tensors, losses_in, weights_of
 from toy_setup import (
     CONSTANT,
     MAGNITUDE,
@@ -20,13 +20,11 @@ from toy_setup import (
     small,
 )
 
-from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import load_model
 from prunevolve.pruning.passes import Recipe
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.stream import Texts
 from prunevolve.search.evaluator import SLACK, Evaluator
 from prunevolve.search.records import Candidate
 
@@ -94,15 +92,15 @@ def dense_store(evaluator, task):
 def pruned(evaluator, task, criterion=WANDA):
     store, target = dense_store(evaluator, task), evaluator.experiment.target(task, criterion.group)
     calibration = subject_of(evaluator, task).tokens["calibration"]
-    prune(store, Recipe(criterion.metric, target), Texts(calibration))
+    prune(store, Recipe(criterion.metric, target), {"calibration": calibration})
     return store
 
 
 def rises_under_wanda(evaluator, task):
     """Return each fitness window's rise of NLL over dense, (N,), without the evaluator."""
     windows = subject_of(evaluator, task).tokens["fitness"]
-    dense = window_losses(dense_store(evaluator, task), windows)
-    return window_losses(pruned(evaluator, task), windows) - dense
+    dense = losses_in(dense_store(evaluator, task), windows)
+    return losses_in(pruned(evaluator, task), windows) - dense
 
 
 @pytest.mark.parametrize(
@@ -203,9 +201,9 @@ def test_losses_are_those_of_the_pruned_model_or_of_the_dense_one(on_two_models)
     for task in range(3):
         windows = subject_of(on_two_models, task).tokens["selection"]
         for criterion in (SNIP, WANDA, MAGNITUDE):
-            expected = window_losses(pruned(on_two_models, task, criterion), windows).tolist()
+            expected = losses_in(pruned(on_two_models, task, criterion), windows).tolist()
             assert on_two_models.losses(task, "selection", criterion) == pytest.approx(expected)
-        dense = window_losses(dense_store(on_two_models, task), windows)
+        dense = losses_in(dense_store(on_two_models, task), windows)
         assert on_two_models.losses(task, "selection", None) == dense.tolist()
     assert on_two_models.losses(0, "report", CONSTANT) is None
     assert_dense(on_two_models)

@@ -25,7 +25,6 @@ from prunevolve.pruning.run.result import (
 )
 from prunevolve.pruning.run.verify import FolderMismatchError, Inspector, verify_result
 from prunevolve.pruning.store import FolderStore
-from prunevolve.pruning.stream import Texts
 
 PLACE = {"corpus": "/home/me/own.txt + c4", "split": "all", "windows": 2, "length": 8, "tokens": 16}
 MEASURED = {
@@ -65,11 +64,10 @@ def saved(dense):
 
     def save(folder, target=HALF_OF_ROWS, name=None, **measured):
         store = store_of(dense, folder)
-        prune(store, Recipe(Metric("W"), target), Texts())
-        inspector = Inspector(store.config, [*linear_layers(store.model)], target)
-        recipe = recipe_of(name or str(dense), target)
-        counted = save_model(store, inspector, {})
-        save_papers(folder, recipe, MEASURED | measured, counted)
+        prune(store, Recipe(Metric("W"), target), {})
+        inspector = Inspector(store.config, [*linear_layers(store.model)], target, {})
+        save_model(store, inspector)
+        save_papers(folder, recipe_of(name or str(dense), target), MEASURED | measured, inspector)
         return json.loads((folder / "pruning_report.json").read_text())
 
     return save
@@ -134,9 +132,9 @@ def test_save_result_refuses_a_dense_model(tmp_path, dense):
     store = store_of(dense, tmp_path)
     for block in store.blocks:
         store.write(block, {})
-    inspector = Inspector(store.config, [*linear_layers(store.model)], HALF_OF_ROWS)
+    inspector = Inspector(store.config, [*linear_layers(store.model)], HALF_OF_ROWS, {})
     with pytest.raises(ValueError, match=f"layer {FIRST} is not 0.5 per row"):
-        save_model(store, inspector, {})
+        save_model(store, inspector)
     assert not (tmp_path / "pruning_report.json").exists()
 
 
@@ -147,9 +145,9 @@ def test_inspector_finds_every_family_under_its_saved_names(tmp_path, family):
     for i, layer in enumerate(layers.values()):
         layer.weight.data.fill_(1.0).view(-1)[: i + 1] = 0.0
     model.save_pretrained(tmp_path)
-    inspector = Inspector(model.config, list(layers), Target(0.0, Row()))
-    counts, _ = inspector.look_at_all(tmp_path, {})
-    assert [count.zeros for count in counts] == list(range(1, len(layers) + 1))
+    inspector = Inspector(model.config, list(layers), Target(0.0, Row()), {})
+    inspector.look_at_all(tmp_path)
+    assert [layer.zeros for layer in inspector.layers] == list(range(1, len(layers) + 1))
 
 
 @pytest.mark.parametrize(
@@ -167,8 +165,9 @@ def test_inspector_finds_every_family_under_its_saved_names(tmp_path, family):
 def test_inspector_judges_each_comparison_group(tmp_path, target, rows, holds):
     save_file({"a.weight": torch.tensor(rows).float()}, tmp_path / "model.safetensors")
     config = toy_model("llama").config
-    counts, _ = Inspector(config, ["a"], target).look_at_all(tmp_path, {})
-    assert counts[0].pattern_ok is holds
+    inspector = Inspector(config, ["a"], target, {})
+    inspector.look_at_all(tmp_path)
+    assert inspector.layers[0].pattern_ok is holds
 
 
 @pytest.mark.parametrize(
@@ -221,12 +220,14 @@ def test_verify_result_names_what_was_altered_in_a_paper(tmp_path, saved, name, 
         (".", 1, "is not empty: name a new folder"),
         ("begun", 1, "begun' is unfinished: go on with --resume "),
         ("file/below", 1, "file is a file; name a new folder"),
+        ("link", 1, "link' is a broken link: name a new folder"),
         ("new", 10**18, r"needs 1000000000\.0 GB, and its disk has "),
     ],
 )
 def test_check_output_folder_names_what_does_not_fit(tmp_path, name, size, message):
     (tmp_path / "file").touch()
     (tmp_path / "begun" / ".unfinished").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FolderMismatchError, match=message):
         check_output_folder(tmp_path / name, size)
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "begun"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "begun", "link"}
