@@ -133,8 +133,8 @@ def texts(entries, group="row"):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_seeds_are_names_or_texts_under_the_group_that_is_searched(group):
-    for name, metric in NAMED.items():
-        assert texts([name], group) == [metric.criterion.text]
+    for name, baseline in NAMED.items():
+        assert texts([name], group) == [baseline.text]
     assert texts(["mul(W, sqr(G))"], group) == ["mul(W, sqr(G))"]
     message = refusal(read_seeds, ["model:wanda"], group)
     assert message.startswith("metric 'model:wanda' is no known name or file: did you mean ")
