@@ -173,25 +173,35 @@ class _Judge:
         return able
 
     def paths(self, leaders: Sequence[Finalist]) -> list[Finalist]:
-        """Return finalists with one factor less, two less, and so on, as far as they can prune.
+        """Return finalists without several factors, one more each time, as far as they can prune.
 
-        Factors are left out in the order of what the finalist loses without each.
+        Factors are left out in the order of what the finalist loses without each on the selection
+        texts. What still has more than `MOST` factors cannot win, and is not measured.
         """
-        alone = [_without(x, base, 1) for x in leaders for base in self._free(x)]
-        measured = sorted(
-            self.measured("finalists without each factor", alone), key=lambda x: x.loss
-        )
-        firsts, longer = [], []
-        for leader in leaders:
-            ranked = [x for x in measured if x.record.index == leader.record.index]
-            path: list[Finalist] = []
-            for first in ranked:
-                shortest = path[-1] if path else leader
-                if first.left_out in self._free(shortest):
-                    path.append(_without(shortest, first.left_out, len(path) + 1))
-            firsts += ranked[:1]
-            longer += path[1:]
-        return [*firsts, *self.measured("finalists without several", longer)]
+        paths = []
+        for leader, bases in zip(leaders, self._by_worth(leaders), strict=True):
+            path = [leader]
+            for base in bases:
+                if base in self._free(path[-1]):
+                    path.append(_without(path[-1], base, len(path)))
+            paths += [x for x in path[1:] if x.factors <= MOST]
+        return self.measured("finalists without some factors", paths)
+
+    def _by_worth(self, leaders: Sequence[Finalist]) -> list[list[Metric]]:
+        """Return each finalist's factors that can be left out, those that are worth least first."""
+        experiment, role = self._experiment, "selection"
+        rests = [
+            {base: _without(x, base, 1).record.criterion for base in self._free(x)} for x in leaders
+        ]
+        every = [rest for each in rests for rest in each.values()]
+        wanted = [(task, role, rest) for rest in every for task in experiment.tasks_of(role)]
+        known = self._pool.losses("finalists without each factor", wanted)
+        fitness = {
+            rest: self._scales[1].fitness(losses)
+            for rest in every
+            if (losses := losses_by_task(experiment, role, rest, known))
+        }
+        return [sorted(each, key=lambda base: fitness.get(each[base], math.inf)) for each in rests]
 
     def _free(self, finalist: Finalist) -> list[Metric]:
         """Return the factors that can be left out of a finalist."""

@@ -136,7 +136,7 @@ def test_error_of_one_model_is_that_between_its_texts(judged):
 
 
 def test_a_step_that_cannot_prune_a_model_is_left_out_of_the_path(judged):
-    unfit = {("fitness", 1): "V"}
+    unfit = {("selection", 1): "V"}
     choice = judged(costing(COSTS, unfit), product("XVH"))
     assert [step["left_out"] for step in choice.path] == [None, *map(factor, "HX")]
     assert choice.winner.name == "0"
