@@ -63,6 +63,8 @@ VARIANTS: dict[str, Variant] = {
     "no broods": Variant(["search.brood=1"]),
     "broods of 8": Variant(["search.brood=8"]),
     "broods of 48": Variant(["search.brood=48"]),
+    "no crowding": Variant(["search.crowding=0"]),
+    "no parsimony": Variant(replaced={"prunevolve.search.records.RESOLUTION": 1e-12}),
     "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
     "no mutation": Variant(["search.mutation=0"]),
     "no grown factors": Variant(replaced={f"{_BREEDING}.factors.GROWN": 0.0}),

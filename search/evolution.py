@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.fingerprint import Fingerprints
@@ -23,7 +24,7 @@ class Evolution:
 
     Args:
         weights: The weight of each task in the fitness; they add up to 1.
-        marks: Tells which candidates have equal masks.
+        marks: Tells which candidates have equal or nearly equal masks.
         start: A state early enough to breed every child that is not among the records.
         records: All earlier committed records, in order; empty for a new search.
     """
@@ -41,7 +42,7 @@ class Evolution:
         self._firsts: dict[str, int] = {}  # the first index of each text and fingerprint
         self._surrogate = None
         if self.search.brood > 1:
-            self._surrogate = Surrogate(marks.sketch, weights)
+            self._surrogate = Surrogate(marks.sketch, weights, self.search.crowding)
         self._states = {start.committed: start}
         self._committed = start.committed
         for record in records:
@@ -77,7 +78,7 @@ class Evolution:
         search = self.search
         while self._bred < min(search.candidates, self._committed + search.lag + 1):
             state = self._states[max(0, self._bred - search.lag)]
-            candidate = state.with_limits(self._propose(state), search)
+            candidate = state.with_limits(self._propose(state), search, self.near)
             self._remember(candidate)
             self._waiting[self._bred] = candidate
             self._bred += 1
@@ -110,10 +111,15 @@ class Evolution:
     def _commit(self, record: Record) -> None:
         if self._surrogate:
             self._surrogate.learn(record)
-        state = self.state.commit(record, self.search)
+        state = self.state.commit(record, self.search, self.near)
         self._committed = state.committed
         self._states[self._committed] = state
         self._states.pop(self._committed - self.search.lag - 1, None)
+
+    def near(self, one: Criterion, other: Criterion) -> bool:
+        """Return whether two criteria make nearly the same mask."""
+        crowding = self.search.crowding
+        return crowding > 0 and self.marks.distance(one, other) < crowding
 
     def _decide(self, candidate: Candidate) -> Candidate:
         """Add the fingerprint, and the outcome if it needs no evaluation.

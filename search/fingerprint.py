@@ -119,7 +119,7 @@ def _evenly(count: int, taken: int, run: int = 1) -> Tensor:
 
 
 class Fingerprints:
-    """Fingerprints for one or more tasks; recent masks are kept for sketches.
+    """Fingerprints for one or more tasks; recent masks are kept for computing distances.
 
     Args:
         tasks: Each task's probe of its model, and the target that a comparison group gives it.
@@ -129,6 +129,7 @@ class Fingerprints:
         self.tasks = tasks
         first_of = {probe: place for place, (probe, _) in reversed([*enumerate(tasks)])}
         self._firsts = sorted(first_of.values())  # each model's first task
+        self._weights = sum(probe.terminals["W"].numel() for probe, _ in tasks)
         self._mask = lru_cache(_KEPT * len(tasks))(self._new_mask)
 
     def fingerprint(self, criterion: Criterion) -> str:
@@ -155,6 +156,14 @@ class Fingerprints:
                 raise DegenerateScores(f"'{metric.text}' prunes the same inputs in every row")
             digest.update(words.data)
         return digest.hexdigest()[:16]
+
+    def distance(self, one: Criterion, other: Criterion) -> float:
+        """Return the fraction of probed weights that one criterion removes and the other keeps.
+
+        0 means equal masks; two unrelated masks at 50% sparsity differ in 0.5.
+        """
+        masks = ((self._mask(one, i), self._mask(other, i)) for i in range(len(self.tasks)))
+        return float(sum(np.bitwise_count(a ^ b).sum() for a, b in masks) / self._weights)
 
     def sketch(self, criterion: Criterion) -> Words:
         """Return an even sample of the mask for each model's first task.

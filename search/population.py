@@ -1,11 +1,12 @@
 """The population and the hall of fame."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.search.breeding.tuning import Tuning
 from prunevolve.search.records import Candidate, Record
@@ -15,6 +16,15 @@ LEEWAY = 1.5
 
 FINALISTS = 8
 """Metrics that are measured on the selection text, from which the winner is chosen."""
+
+
+Near = Callable[[Criterion, Criterion], bool]
+"""Whether two criteria make nearly the same mask."""
+
+
+def never(one: Criterion, other: Criterion) -> bool:
+    """Tell any two masks apart."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -31,14 +41,21 @@ class State:
     hall_of_fame: tuple[Record, ...] = ()
     tuning: Tuning = field(default_factory=Tuning)
 
-    def commit(self, record: Record, search: Search) -> "State":
-        """Return the state after one more outcome; beyond its size, the population's worst goes."""
+    def commit(self, record: Record, search: Search, near: Near = never) -> "State":
+        """Return the state after one more outcome; beyond its size, the population's worst goes.
+
+        Only the fitter of two that are near is a member, so that a population never holds many
+        copies of one mask.
+        """
         assert record.index == self.committed, (record.index, self.committed)
         population, hall_of_fame = self.population, self.hall_of_fame
         if record.fitness is not None:
             hall_of_fame = best_of_each_size((*hall_of_fame, record))
-            ranked = sorted((*population, record), key=lambda member: member.rank)
-            population = tuple(ranked[: search.population])
+            like = [m for m in population if near(record.criterion, m.criterion)]
+            if all(record.standing < member.standing for member in like):
+                others = [member for member in population if member not in like]
+                ranked = sorted((*others, record), key=lambda member: member.standing)
+                population = tuple(ranked[: search.population])
         best = min((fittest.rank[0] for fittest in hall_of_fame), default=math.inf)
         tuning = self.tuning.tell(record, population, best, search)
         return State(self.committed + 1, population, hall_of_fame, tuning)
@@ -82,7 +99,7 @@ class State:
         children = tuple(filter(tuning.owns, known))
         return State(len(known), population, hall, replace(tuning, children=children))
 
-    def with_limits(self, candidate: Candidate, search: Search) -> Candidate:
+    def with_limits(self, candidate: Candidate, search: Search, near: Near = never) -> Candidate:
         """Return a candidate with the limits that it must meet to enter this population.
 
         A tuning's mean has none: it is near to the best, and a prediction from a few windows is not
@@ -92,7 +109,13 @@ class State:
             return candidate
         fitness = [member.rank[0] for member in self.population]
         best = min(fitness, default=math.inf)
-        enter = max(fitness) if len(fitness) == search.population else LEEWAY * max(0.0, best)
+        like = [m.rank[0] for m in self.population if near(candidate.criterion, m.criterion)]
+        if like:  # it takes their place
+            enter = min(like)
+        elif len(fitness) == search.population:
+            enter = max(fitness)
+        else:
+            enter = LEEWAY * max(0.0, best)
         # What is worse than the best baseline, as the first ones are, need not be exact either.
         return replace(candidate, best=min(best, 1.0), enter=enter)
 

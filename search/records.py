@@ -23,6 +23,10 @@ Wanted: TypeAlias = tuple[int, str, Criterion | None]
 Losses: TypeAlias = list[float] | None
 """Each window's mean NLL in nats per token; None where a metric cannot prune the model."""
 
+RESOLUTION = 0.001
+"""Step in which members are compared, in units of fitness; within a step the smaller metric wins
+(lexicographic parsimony in buckets; Luke and Panait, GECCO 2002)."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -62,7 +66,8 @@ class Candidate:
             windows as it needs.
         best: Fitness of the best when it was bred, or of the best baseline, if lower; what is
             clearly worse is not measured to the end. None for a tuning's child.
-        enter: Fitness above which it could not enter the population then; None if tuned.
+        enter: Fitness above which it could not enter the population then (a smaller metric within a
+            step of parsimony could); None if tuned.
         decided: Its outcome, if that is known without an evaluation.
     """
 
@@ -117,6 +122,11 @@ class Record:
         """Sort key by fitness alone: better first, ties by age."""
         assert self.fitness is not None
         return self.fitness, self.index
+
+    @property
+    def standing(self) -> tuple[float, int, int]:
+        """Sort key in a population: fitter first, then smaller, then older."""
+        return round(self.rank[0] / RESOLUTION), self.size, self.index
 
     @property
     def described(self) -> dict[str, object]:

@@ -8,6 +8,7 @@ candidate the tasks that were measured count. It chooses which child of a brood 
 fitness is always measured.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,11 +49,13 @@ chosen; with 1.5, good masks take twice the evaluations."""
 class Surrogate:
     """Measured criteria, by ascending index.
 
-    A sketch is of a criterion's masks; the weights are those of the tasks in the fitness.
+    A sketch is of a criterion's masks; the weights are those of the tasks in the fitness. Masks
+    that differ in a smaller fraction than `alike` are one: a known mask promises nothing.
     """
 
     sketch_of: Callable[[Criterion], Words]
     weights: Sequence[float] = (1.0,)
+    alike: float = 0.0
     _records: list[Record] = field(default_factory=list)
     _dropped: int = 0
     _known: list[Record] = field(default_factory=list)
@@ -87,12 +90,14 @@ class Surrogate:
         """Return for each an optimistic loss relative to the remembered: lower is more promising.
 
         A lower confidence bound: the Gaussian process's mean minus a part of its standard error,
-        which is larger for masks unlike all measured ones. 0 while nothing has been measured.
+        which is larger for masks unlike all measured ones. 0 while nothing has been measured;
+        infinite for a mask that was measured already.
         """
         if not self._bounds or not criteria:
             return [0.0] * len(criteria)
         distances = np.stack([self._distances(self.sketch_of(c)) for c in criteria], axis=1)
-        return [float(bound) for bound in self._bounds(_correlations(distances))]
+        bounds = self._bounds(_correlations(distances)).numpy()
+        return [float(x) for x in np.where(distances.min(0) < self.alike, math.inf, bounds)]
 
     def _distances(self, sketch: Words) -> npt.NDArray[np.float64]:
         """Return the fraction of bits in which each known sketch differs from another, (known,)."""

@@ -31,9 +31,9 @@ def changed(search, **changes):
 
 PLAIN = Search(
     **{"seed": 5, "candidates": 60, "population": 8, "lag": 7, "primitives": "release"},
-    **{"initial_depth": (1, 3), "max_size": 15, "parents": 3, "brood": 1},
+    **{"initial_depth": (1, 3), "max_size": 15, "parents": 3, "crowding": 0, "brood": 1},
 )
-FULL = changed(PLAIN, candidates=160, population=7, brood=3, primitives="extended")
+FULL = changed(PLAIN, candidates=160, population=7, crowding=0.0065, brood=3, primitives="extended")
 """Everything switched on."""
 
 KINDS = {"plain": PLAIN, "full": FULL}
@@ -44,7 +44,7 @@ def digits(criterion):
 
 
 class Drawn:
-    """Masks of which some formulas share one and some have none."""
+    """Masks of which some formulas share one and some have none; a distance is one of marks."""
 
     def mark(self, criterion):
         return f"{digits(criterion) % 199:03}" if digits(criterion) % 7 else None
@@ -53,6 +53,9 @@ class Drawn:
         if not self.mark(criterion):
             raise DegenerateScores(f"'{criterion.text}' is constant")
         return self.mark(criterion)
+
+    def distance(self, one, other):
+        return abs(int(self.fingerprint(one)) - int(self.fingerprint(other))) / 1000
 
     def sketch(self, criterion):
         return np.frombuffer(criterion.text.ljust(64)[:64].encode(), np.uint64)
@@ -176,10 +179,14 @@ def assert_continues(evolution, pick, cut, lag=7, kind="plain"):
     assert evolution.done and list(evolution.ask()) == []
 
 
+def near_of(search):
+    return lambda one, other: Drawn().distance(one, other) < search.crowding
+
+
 def state_after(records, search):
     state = State()
     for record in records:
-        state = state.commit(record, search)
+        state = state.commit(record, search, near_of(search))
     return state
 
 
@@ -205,6 +212,12 @@ def test_evolution_resumed_equals_uninterrupted(share, checkpoint, lag, seed, ki
     start = None if checkpoint is None else steps[min(cut, checkpoint + 1) - 1].resumable
     evolution = beginning(changed(KINDS[kind], lag=lag), journal(lag, kind)[:cut], start)
     assert_continues(evolution, racing(seed), cut, lag, kind)
+
+
+@pytest.mark.parametrize("off", [{"crowding": 0.0}, {"brood": 1}])
+def test_every_rule_of_the_full_search_is_at_work(off):
+    """Else the tests above would say nothing about the rules."""
+    assert records_of(changed(FULL, **off)) != journal(7, "full")
 
 
 def test_evolution_with_more_candidates_keeps_the_prefix():
@@ -267,7 +280,7 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
     bred_from = [state_after(records[: max(0, i - lag)], search) for i in range(len(records))]
     for candidate in searching.submitted:
         state = bred_from[candidate.index]
-        limited = state.with_limits(candidate, search)
+        limited = state.with_limits(candidate, search, near_of(search))
         assert candidate.enter == limited.enter
         assert candidate.best == limited.best
         members = [state.tuning.start] if candidate.tuned else state.population

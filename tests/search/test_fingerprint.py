@@ -10,7 +10,7 @@ from refusals import refusal
 from prunevolve.pruning.masks import GROUPS, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.ranking import DegenerateScores
-from prunevolve.search.fingerprint import Fingerprints, Probe, probe_mask, tensors_digest
+from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
 
 HALF = Target(0.5, Row())
 TWO_OF_FOUR = Target(0.5, NOfM(2, 4))
@@ -86,11 +86,8 @@ def asking(sparsity):
     return lambda group: Target(sparsity, group_of(group))
 
 
-def differing(one, other, sparsity=0.5, on=SMALL):
-    """Return the fraction of probed weights that one criterion removes and the other keeps."""
-    target_of = asking(sparsity)
-    masks = [probe_mask(on.score(x.metric), target_of(x.group)) for x in (one, other)]
-    return (masks[0] != masks[1]).float().mean().item()
+HALVES = Fingerprints([(SMALL, asking(0.5))])
+QUARTERS = Fingerprints([(SMALL, asking(0.25))])
 
 
 def test_fingerprint_sees_a_difference_in_any_of_several_tasks():
@@ -105,13 +102,14 @@ def test_fingerprint_sees_a_difference_in_any_of_several_tasks():
     )
 
 
-def test_masks_on_a_probe_are_those_of_the_group():
+def test_distance_is_the_fraction_of_weights_that_one_removes_and_the_other_keeps():
     # By row W removes the first two and G the last two: all differ. At a quarter, 2 of 4 do.
-    assert differing(parse("W", "row"), parse("G", "row")) == 1.0
-    assert differing(parse("W", "row"), parse("G", "row"), sparsity=0.25) == 0.5
+    assert HALVES.distance(parse("W", "row"), parse("G", "row")) == 1.0
+    assert QUARTERS.distance(parse("W", "row"), parse("G", "row")) == 0.5
     # By layer W removes the first rows. Across the model 1 to 6 of a go and 3 and 6 of b.
-    assert differing(parse("W", "row"), parse("W", "layer")) == 0.5
-    assert differing(parse("W", "layer"), parse("W", "model")) == 0.25
+    assert HALVES.distance(parse("W", "row"), parse("W", "layer")) == 0.5
+    assert HALVES.distance(parse("W", "layer"), parse("W", "model")) == 0.25
+    assert HALVES.distance(parse("W", "row"), parse("W", "row")) == 0.0
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -124,7 +122,7 @@ def test_sketches_of_one_order_are_equal_and_differ_about_as_masks_do(group):
         sketch, again, apart = (of_tasks[task] for of_tasks in sketches)
         assert np.array_equal(sketch, again)
         assert int(np.bitwise_count(sketch).sum()) == pytest.approx(kept * bits, abs=40)
-        exact = differing(one, other, kept, on=marks.tasks[task][0])
+        exact = Fingerprints([marks.tasks[task]]).distance(one, other)
         assert np.bitwise_count(sketch ^ apart).sum() / bits == pytest.approx(exact, abs=0.06)
 
 
@@ -134,7 +132,7 @@ def test_fingerprint_tells_a_sum_from_a_mean_where_layers_compete():
     for group, differ in (("model", True), ("layer", False)):
         target = Target(0.5, group_of(group))
         assert (mark(one, target) != mark(other, target)) == differ
-    assert differing(parse(one, "model"), parse(other, "model")) == 0
+    assert HALVES.distance(parse(one, "model"), parse(other, "model")) == 0
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from toy_records import record_of
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.population import LEEWAY, State
-from prunevolve.search.records import OUTCOMES, Candidate, Outcome, Record
+from prunevolve.search.population import LEEWAY, Near, State, never
+from prunevolve.search.records import OUTCOMES, RESOLUTION, Candidate, Outcome, Record
 
 SIZES = {1: "W", 2: "abs(W)", 3: "mul(G, W)", 4: "mul(G, sqrt(W))"}
 
@@ -29,11 +29,11 @@ def record(index: int, fitness: float | None, size: int = 1) -> Record:
 THREE = Search(population=3)
 
 
-def after(*outcomes: tuple, search: Search = THREE) -> State:
+def after(*outcomes: tuple, search: Search = THREE, near: Near = never) -> State:
     """The state after outcomes (fitness, size) were committed in order."""
     state = State()
     for index, outcome in enumerate(outcomes):
-        state = state.commit(record(index, *outcome), search)
+        state = state.commit(record(index, *outcome), search, near)
     return state
 
 
@@ -47,23 +47,47 @@ def test_commit_equals_a_sort_of_all_that_was_ever_evaluated(seed):
     outcomes = [
         (draw.choice([None, draw.randrange(8) / 2]), draw.choice(list(SIZES))) for _ in range(40)
     ]
-    evaluated = [(f, i, size) for i, (f, size) in enumerate(outcomes) if f is not None]
+    evaluated = [(f, size, i) for i, (f, size) in enumerate(outcomes) if f is not None]
     state = after(*outcomes, search=Search(population=6))
-    # Of equal fitness the older comes first.
-    assert indices(state.population) == [index for _, index, _ in sorted(evaluated)[:6]]
-    best_of = {size: min(e for e in evaluated if e[2] == size) for *_, size in evaluated}
-    assert indices(state.hall_of_fame) == [best_of[size][1] for size in sorted(best_of)]
+    # Of equal fitness the smaller comes first, then the older.
+    assert indices(state.population) == [index for *_, index in sorted(evaluated)[:6]]
+    best_of = {size: min(e for e in evaluated if e[1] == size) for _, size, _ in evaluated}
+    assert indices(state.hall_of_fame) == [best_of[size][2] for size in sorted(best_of)]
     assert state.committed == 40
 
 
-def limits(state: State) -> tuple[float | None, float | None]:
-    limited = state.with_limits(record(9, None).candidate, THREE)
+def same_size(one: Criterion, other: Criterion) -> bool:
+    """Stands for nearly equal masks: sizes are free to choose here."""
+    return one.metric.size == other.metric.size
+
+
+def test_parsimony_puts_the_smaller_of_one_step_first_then_the_older():
+    # 19.6, 20.4 and 20 are one step; 20.6 is the next.
+    outcomes = [(steps * RESOLUTION, size) for steps, size in ((19.6, 3), (20.4, 1), (20.6, 1))]
+    state = after(*outcomes, (20 * RESOLUTION, 3), search=Search(population=4))
+    assert indices(state.population) == [1, 0, 3, 2]
+    assert state.best == record(0, 19.6 * RESOLUTION, 3)
+
+
+@pytest.mark.parametrize(("fitness", "members"), [(2.0, [3, 2]), (2.7, [1, 2, 0])])
+def test_near_to_several_replaces_them_all_by_one_if_it_is_the_fittest(fitness, members):
+    def near(one: Criterion, other: Criterion) -> bool:
+        return one.metric.size == 4 and other.metric.size < 3
+
+    outcomes = ((3.0, 1), (2.5, 2), (2.8, 3), (fitness, 4))
+    assert indices(after(*outcomes, search=Search(population=4), near=near).population) == members
+
+
+def limits(state: State, near: Near = never) -> tuple[float | None, float | None]:
+    limited = state.with_limits(record(9, None).candidate, THREE, near)
     return limited.enter, limited.best
 
 
 def test_limits_are_the_best_with_leeway_while_a_place_is_free_then_by_the_worst():
     assert limits(after((0.8, 1), (0.5, 1))) == (0.5 * LEEWAY, 0.5)
     assert limits(after((0.8, 1), (0.5, 1), (0.6, 1))) == (0.8, 0.5)
+    # By the fittest of those that it would replace.
+    assert limits(after((0.5, 2), (0.8, 1), (0.6, 1)), near=same_size) == (0.6, 0.5)
 
 
 def test_what_is_clearly_worse_than_the_best_baseline_need_not_be_exact():

@@ -1,5 +1,6 @@
 """What the surrogate says of masks that were not measured."""
 
+import math
 import re
 
 import numpy as np
@@ -86,6 +87,13 @@ def test_predict_weighs_tasks_as_the_fitness_does(weights, worse):
     surrogate = surrogate_of(*known, weights=weights)
     promises = predict(surrogate, 6, 6), predict(surrogate, 54, 54)
     assert promises[worse] > promises[1 - worse]
+
+
+def test_predict_promises_nothing_of_a_mask_like_a_measured_one():
+    surrogate = surrogate_of(record(0, 10, 1.0), record(1, 50, 2.0))
+    surrogate.alike = 3 / 64
+    assert predict(surrogate, 12) == math.inf
+    assert predict(surrogate, 13) < predict(surrogate, 47) < math.inf
 
 
 def test_ask_before_remembers_the_same_however_it_was_learnt(monkeypatch):
