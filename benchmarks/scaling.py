@@ -144,7 +144,7 @@ def _made_up(candidate: Candidate, tasks: int) -> Outcome:
     rises = (fitness,) * tasks
     if candidate.part:
         return Outcome("sampled", None, 1024, "to tune numbers", fitness, rises)
-    if candidate.enter is not None and fitness > candidate.enter:
+    if candidate.limit is not None and fitness > candidate.limit:
         return Outcome("stopped", None, 512, f"rise {fitness:.4f}", fitness, rises)
     return Outcome("evaluated", fitness, 8192, rises=rises)
 

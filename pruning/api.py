@@ -15,9 +15,9 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import linear_layers, load_model, load_tokenizer
 from prunevolve.pruning.parse import DEFAULT_GROUP, read_metric
-from prunevolve.pruning.passes import Recipe
+from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.progress import Progress, unwatched
-from prunevolve.pruning.run.job import recipe_of
+from prunevolve.pruning.run.job import procedure_of
 from prunevolve.pruning.run.options import Method, MethodArguments, make, over, read_recipe
 from prunevolve.pruning.run.verify import LayerCount
 from prunevolve.pruning.statistics import TERMINALS, Statistics
@@ -142,7 +142,7 @@ def prune(
 
 def _asked(
     metric: Metric | Criterion | str | None, recipe: str | None, options: MethodArguments
-) -> tuple[Criterion, Recipe]:
+) -> tuple[Criterion, Procedure]:
     """Return the metric with its group, and all that is asked."""
     method = make(Method, {**options}, "prune")
     if recipe is not None:
@@ -156,13 +156,15 @@ def _asked(
     if not isinstance(criterion, Criterion):
         forms = "a Metric, a Criterion or what read_metric reads"
         raise ValueError(f"metric must be {forms}; got {type(metric).__name__}, and no recipe's")
-    return criterion, recipe_of(method, criterion, own_masks=metric == SPARSEGPT)
+    return criterion, procedure_of(method, criterion, own_masks=metric == SPARSEGPT)
 
 
-def _missing(recipe: Recipe, statistics: Statistics, layers: Mapping[str, nn.Linear]) -> set[str]:
+def _missing(
+    procedure: Procedure, statistics: Statistics, layers: Mapping[str, nn.Linear]
+) -> set[str]:
     """Return the terminals to collect; raises ValueError for statistics of another model."""
-    missing = {*recipe.pruned_terminals}
-    for terminal, (name, layer) in product(recipe.dense_terminals, layers.items()):
+    missing = {*procedure.pruned_terminals}
+    for terminal, (name, layer) in product(procedure.dense_terminals, layers.items()):
         expected = TERMINALS[terminal].shape.sizes(*layer.weight.shape)
         found = statistics.get(f"{terminal}/{name}")
         if found is None:

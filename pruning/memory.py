@@ -23,7 +23,7 @@ from prunevolve.pruning.models import (
     outside_blocks,
 )
 from prunevolve.pruning.operators import MATRIX
-from prunevolve.pruning.passes import Pass, Recipe, passes_of
+from prunevolve.pruning.passes import Pass, Procedure, passes_of
 from prunevolve.pruning.statistics import (
     DEVICE_CHUNK,
     GRAM,
@@ -81,7 +81,7 @@ class Plan:
 
 def plan_pruning(
     model: UnloadedModel,
-    recipe: Recipe,
+    procedure: Procedure,
     calibration: int,
     evaluation: int,
     max_memory: str | None,
@@ -101,8 +101,8 @@ def plan_pruning(
     """
     free = [psutil.virtual_memory().available, *cgroup_rooms(Path("/"))]
     budget = _size(max_memory) if max_memory else min(free)
-    passes = passes_of(recipe, recipe.dense_terminals)
-    peaks = tuple((each, peak_of(each, model, recipe)) for each in passes)
+    passes = passes_of(procedure, procedure.dense_terminals)
+    peaks = tuple((each, peak_of(each, model, procedure)) for each in passes)
     loaded = loads * (sum(_block_sizes(model)) + _outside_size(model))
     most = max(loaded, *(size for _, size in peaks))
     on_gpu = torch.device(model.device).type == "cuda"
@@ -116,7 +116,7 @@ def plan_pruning(
             "more, or a smaller --seqlen or --dtype"
         )
     room, on_disk = budget - needed, []
-    aside = put_aside(model, recipe, passes, calibration, evaluation)
+    aside = put_aside(model, procedure, passes, calibration, evaluation)
     for name, size in aside.items():
         if size <= room:
             room -= size
@@ -131,13 +131,13 @@ def plan_pruning(
     return Plan(peaks, peak, budget, resident, aside, on_disk, disk)
 
 
-def peak_of(each: Pass, model: UnloadedModel, recipe: Recipe) -> int:
+def peak_of(each: Pass, model: UnloadedModel, procedure: Procedure) -> int:
     """Return what a pass holds at its peak, beside the libraries and what is put aside."""
     layers, item = _layers(model), DTYPES[model.dtype].itemsize
     largest = max(layer.weight.numel() for block in layers for layer in block)
     on_device = torch.device(model.device).type != "cpu"
-    sorts = on_device and not recipe.target.group.whole_model
-    scored = largest * max(4 * _values(recipe), _SORTED * sorts)
+    sorts = on_device and not procedure.target.group.whole_model
+    scored = largest * max(4 * _values(procedure), _SORTED * sorts)
     if each.name == "threshold":
         return scored
     new = _shard_size(model) * (bool(each.prunes) or each.name == "measure")
@@ -149,7 +149,7 @@ def peak_of(each: Pass, model: UnloadedModel, recipe: Recipe) -> int:
     if GRAM in each.terminals:  # two copies of a weight; a Gram matrix, factor and inverses
         inputs = max(layer.in_features for block in layers for layer in block)
         pruning = max(pruning, new + 4 * (2 * largest + 4 * inputs**2))
-    if recipe.training:
+    if procedure.training:
         weights = max(sum(layer.weight.numel() for layer in block) for block in layers)
         trained = 4 * _TRAINED_VALUES * weights + item * _activations(model, backward=True)
         pruning = max(pruning, new + trained)
@@ -162,7 +162,7 @@ def peak_of(each: Pass, model: UnloadedModel, recipe: Recipe) -> int:
 
 def put_aside(
     model: UnloadedModel,
-    recipe: Recipe,
+    procedure: Procedure,
     passes: tuple[Pass, ...],
     calibration: int,
     evaluation: int,
@@ -170,7 +170,7 @@ def put_aside(
     """Return the hidden states of all windows, and the statistics that wait for a later pass."""
     layers = _layers(model)
     kept = len(layers) if any(each.keeps_inputs for each in passes) else 1
-    windows = (kept + 1 + 2 * bool(recipe.training)) * calibration + 2 * evaluation
+    windows = (kept + 1 + 2 * bool(procedure.training)) * calibration + 2 * evaluation
     hidden_size: int = model.shapes.config.get_text_config().hidden_size
     waits = frozenset[str]().union(*(each.terminals for each in passes if not each.prunes))
     statistics = sum(
@@ -205,9 +205,9 @@ def _shard_size(model: UnloadedModel) -> int:
     return DTYPES[model.own_dtype].itemsize * weights
 
 
-def _values(recipe: Recipe) -> int:
+def _values(procedure: Procedure) -> int:
     """Return the fp32 values for each weight of a matrix that is scored and masked."""
-    nodes = set(recipe.metric.nodes())
+    nodes = set(procedure.metric.nodes())
     return max(3, 1 + sum(x.shape == MATRIX and x.name not in STATISTICS for x in nodes))
 
 

@@ -1,6 +1,6 @@
 """What is asked of a pruning, and the passes over the decoder blocks that it takes.
 
-A recipe is a metric with the methods around it: an allocation says how much each layer loses, an
+A procedure is a metric with the methods around it: an allocation says how much each layer loses, an
 update and a training change the weights that stay. A new pruning method is a new value of one of
 these. `pruning.pruner` runs the passes, one block open at a time: windows of text go through the
 dense block, forward or, as gradients, backward; then the block is pruned and written; then windows
@@ -29,7 +29,7 @@ grew; the dense weight is not written to."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Procedure:
     """What to remove, by which score, and what to do with the rest.
 
     Raises ValueError if the metric cannot rank weights, or not as the propagation needs it.
@@ -152,15 +152,17 @@ def collecting(terminals: frozenset[str]) -> list[Pass]:
     return passes
 
 
-def passes_of(recipe: Recipe, missing: frozenset[str]) -> tuple[Pass, ...]:
+def passes_of(procedure: Procedure, missing: frozenset[str]) -> tuple[Pass, ...]:
     """Return the passes that a pruning takes, in order.
 
     Args:
-        missing: The recipe's statistics of the dense model that are not there yet.
+        missing: The procedure's statistics of the dense model that are not there yet.
     """
     gradients = need_backward(missing)
     inputs = missing - gradients
-    collects_first = bool(gradients) or (bool(inputs) and recipe.needs_all_scores | recipe.follows)
+    collects_first = bool(gradients) or (
+        bool(inputs) and procedure.needs_all_scores | procedure.follows
+    )
     passes = []
     dense, pruned = [Step("dense", "dense perplexity")], [Step("pruned", "pruned perplexity")]
     if collects_first:
@@ -168,20 +170,20 @@ def passes_of(recipe: Recipe, missing: frozenset[str]) -> tuple[Pass, ...]:
         passes.append(Pass("forward", steps, keeps_inputs=bool(gradients)))
         dense = []
     if gradients:
-        on_the_way = () if recipe.waits else _pruning(recipe)
+        on_the_way = () if procedure.waits else _pruning(procedure)
         passes.append(Pass("backward", (_statistics(gradients, "backward"),), on_the_way))
-    if recipe.needs_all_scores:
+    if procedure.needs_all_scores:
         passes.append(Pass("threshold"))
-    if gradients and not recipe.waits:
+    if gradients and not procedure.waits:
         return (*passes, Pass("measure", pruned=tuple(pruned)))
-    if recipe.training:
+    if procedure.training:
         dense.append(Step("targets", "targets of the training"))
-    if recipe.follows:
-        dense.append(_statistics(recipe.pruned_terminals, "wait"))
+    if procedure.follows:
+        dense.append(_statistics(procedure.pruned_terminals, "wait"))
         pruned.append(Step("calibration", "calibration windows move on"))
     elif inputs and not collects_first:
         dense.append(_statistics(inputs))
-    return (*passes, Pass("prune", tuple(dense), _pruning(recipe), tuple(pruned)))
+    return (*passes, Pass("prune", tuple(dense), _pruning(procedure), tuple(pruned)))
 
 
 def _statistics(terminals: frozenset[str], way: Way = "forward") -> Step:
@@ -190,13 +192,13 @@ def _statistics(terminals: frozenset[str], way: Way = "forward") -> Step:
     return Step("calibration", words, terminals, way)
 
 
-def _pruning(recipe: Recipe) -> tuple[str, ...]:
+def _pruning(procedure: Procedure) -> tuple[str, ...]:
     """Return what is done to a block, in words."""
     words = {
-        "score": not recipe.own_masks,
+        "score": not procedure.own_masks,
         "select": True,
-        "update": recipe.update,
-        "train": recipe.training,
+        "update": procedure.update,
+        "train": procedure.training,
         "write": True,
     }
     return tuple(word for word, is_done in words.items() if is_done)

@@ -18,7 +18,7 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
-from prunevolve.pruning.passes import Pass, Recipe, Removal, Step, collecting, passes_of
+from prunevolve.pruning.passes import Pass, Procedure, Removal, Step, collecting, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import DegenerateScores, check_extremes, extremes
 from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, exact_fp32, of_layer
@@ -38,7 +38,7 @@ Keep = Callable[[str, Tensor], Tensor]
 
 def prune(
     store: Store,
-    recipe: Recipe,
+    procedure: Procedure,
     windows: Mapping[str, Tensor],
     states: Offload | None = None,
     statistics: Offload | None = None,
@@ -60,8 +60,8 @@ def prune(
         kept_scores: Where all layers' scores are kept, in fp32, for another target; those already
             there are used. None keeps none, and computes them three times for a threshold over the
             whole model.
-        record: Called with `shares` and what the recipe's allocation gives each layer, before the
-            first block is pruned; with `training` and a block's errors by part; with `damping` and
+        record: Called with `shares` and what the allocation gives each layer, before the first
+            block is pruned; with `training` and a block's errors by part; with `damping` and
             how many times that of a layer's Gram matrix grew, if it did; with `losses` of `dense`
             and of `pruned`.
         losses: Measures these.
@@ -72,25 +72,25 @@ def prune(
         ValueError: If n:m does not divide a layer.
         OSError: If a disk is full.
     """
-    check_layers(store.model, recipe.target)
+    check_layers(store.model, procedure.target)
     # In host memory, if a later pass or another pruning needs them.
-    to_host = recipe.waits or statistics is not None
+    to_host = procedure.waits or statistics is not None
     walk = _Walk(
         store,
         windows,
-        recipe.dense_terminals,
+        procedure.dense_terminals,
         {} if states is None else states,
         {} if statistics is None else statistics,
         on_progress,
         keep=lambda key, tensor: tensor.cpu() if to_host else tensor,
-        recipe=recipe,
+        procedure=procedure,
         forgets=statistics is None,
         kept_scores=kept_scores,
         record=record,
         losses=losses,
     )
     try:
-        walk.run(passes_of(recipe, frozenset().union(*map(walk.missing, store.blocks))))
+        walk.run(passes_of(procedure, frozenset().union(*map(walk.missing, store.blocks))))
     finally:
         walk.removals = None  # which refers to the walk: its scores go now, not some day
         store.finish()
@@ -146,7 +146,7 @@ class _Walk:
     statistics: Offload  # where statistics of the dense model go, by `G/layer`
     on_progress: Progress
     keep: Keep
-    recipe: Recipe | None = None  # how blocks are pruned; None if they are not
+    procedure: Procedure | None = None  # how blocks are pruned; None if they are not
     forgets: bool = True  # whether a layer's statistics are dropped once it is pruned
     kept_scores: MutableMapping[str, Tensor] | None = None
     record: Record = lambda name, value: None
@@ -166,8 +166,8 @@ class _Walk:
                 if each.name == "backward":
                     order.reverse()
                 selects = each.prunes or each.name == "threshold"
-                if self.recipe and selects and self.removals is None:
-                    self.removals = self._select(self.recipe, order)
+                if self.procedure and selects and self.removals is None:
+                    self.removals = self._select(self.procedure, order)
                 if each.name != "threshold":
                     self._run(each, order)
 
@@ -257,7 +257,7 @@ class _Walk:
     def is_done(self, block: str) -> bool:
         """Whether a block's scores are no longer needed; one threshold needs all to the end."""
         written = self.store.written
-        needs_all = self.recipe is not None and self.recipe.needs_all_scores
+        needs_all = self.procedure is not None and self.procedure.needs_all_scores
         return block in written and (not needs_all or written.issuperset(self.store.blocks))
 
     # A layer's way: its statistics, its scores by them, its mask by the scores, its weight by that.
@@ -265,7 +265,7 @@ class _Walk:
     def _score_by(self, metric: Metric, layer: str) -> Tensor:
         """Return a layer's scores, (out_features, in_features), fp32 and finite."""
         statistics = of_layer(self.statistics, layer, metric.terminals)
-        if self.recipe and self.recipe.sequential:
+        if self.procedure and self.procedure.sequential:
             statistics |= of_layer(self.behind, layer, metric.terminals)
         here = {terminal: tensor.to(self.store.device) for terminal, tensor in statistics.items()}
         absolute = self.store.weight(layer).abs() if "W" in metric.terminals else None
@@ -274,60 +274,60 @@ class _Walk:
         return scores
 
     def _score(self, metric: Metric, layer: str) -> Tensor:
-        """Return a layer's scores by the recipe's metric, kept or new."""
+        """Return a layer's scores by the procedure's metric, kept or new."""
         if self.kept_scores is None:
             return self._score_by(metric, layer)
         if layer not in self.kept_scores:
             self.kept_scores[layer] = self._score_by(metric, layer)
         return self.kept_scores[layer]
 
-    def _select(self, recipe: Recipe, order: list[str]) -> Iterator[tuple[str, Removal]]:
+    def _select(self, procedure: Procedure, order: list[str]) -> Iterator[tuple[str, Removal]]:
         """Decide what goes of each layer: now, or when it is due if the group allows that."""
-        store, target = self.store, recipe.target
+        store, target = self.store, procedure.target
         left = [block for block in order if not self.is_done(block)]
         shares: Mapping[str, float] = {}
-        if left and recipe.allocation:
-            score = partial(self._score_by, recipe.allocation.metric or recipe.metric)
-            shares = recipe.allocation.shares(store.layers, score, target)
+        if left and procedure.allocation:
+            score = partial(self._score_by, procedure.allocation.metric or procedure.metric)
+            shares = procedure.allocation.shares(store.layers, score, target)
             self.record("shares", dict(shares))
         layers = [layer for block in left for layer in store.layers[block]]
         fractions = {layer: shares.get(layer, target.sparsity) for layer in layers}
-        if recipe.own_masks:
+        if procedure.own_masks:
             return iter(fractions.items())
-        return target.group.select(partial(self._score, recipe.metric), fractions)
+        return target.group.select(partial(self._score, procedure.metric), fractions)
 
     def _prune_block(self, block: str, module: nn.Module) -> None:
         """Mask an open block's layers, update their weights and write them if they are not yet."""
-        recipe = self.recipe
-        assert recipe and self.removals
+        procedure = self.procedure
+        assert procedure and self.removals
         self.store.finish()  # the block before it does not wait in memory beside these scores
         weights: dict[str, Tensor] = {}
         for layer in self.store.layers[block]:
             name, removal = next(self.removals)
             assert name == layer, (name, layer)
             if block not in self.store.written:
-                weights[layer] = self._changed(recipe, layer, removal)
-            for terminal in self.terminals | recipe.pruned_terminals:
+                weights[layer] = self._changed(procedure, layer, removal)
+            for terminal in self.terminals | procedure.pruned_terminals:
                 self.behind.pop(f"{terminal}/{layer}", None)
                 if self.forgets:
                     self.statistics.pop(f"{terminal}/{layer}", None)
         if not weights:
             return
-        if recipe.training and "targets" in self.streams:
+        if procedure.training and "targets" in self.streams:
             i = self.store.blocks.index(block)
             examples = self.streams["calibration"].examples(i, self.streams["targets"])
-            weights, errors = recipe.training(block, module, weights, examples)
+            weights, errors = procedure.training(block, module, weights, examples)
             self.record("training", {block: dict(errors)})
         self.store.write(block, weights)
 
-    def _changed(self, recipe: Recipe, layer: str, removal: Removal) -> Tensor:
+    def _changed(self, procedure: Procedure, layer: str, removal: Removal) -> Tensor:
         """Return a layer's new weight."""
         dense = self.store.dense(layer)
-        if not recipe.update:
+        if not procedure.update:
             assert isinstance(removal, Tensor)
             return zeroed(dense, removal)
         try:
-            weight, grown = recipe.update(dense, removal, self.behind[f"{GRAM}/{layer}"])
+            weight, grown = procedure.update(dense, removal, self.behind[f"{GRAM}/{layer}"])
         except DegenerateScores as error:
             raise DegenerateScores(f"layer {layer}: {error}") from error
         if grown:

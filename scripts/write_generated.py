@@ -13,7 +13,7 @@ from prunevolve.pruning.masks import GROUPS, group_of
 from prunevolve.pruning.operators import OPERATORS
 from prunevolve.pruning.parse import resolve_metric
 from prunevolve.pruning.passes import Pass, passes_of
-from prunevolve.pruning.run.job import recipe_of
+from prunevolve.pruning.run.job import procedure_of
 from prunevolve.pruning.run.options import Request, read_recipe
 from prunevolve.pruning.statistics import TERMINALS, Terminal
 
@@ -95,7 +95,7 @@ def passes(words: str) -> tuple[Pass, ...]:
     recipe = given.pop("recipe", None)
     request = Request(**(read_recipe(recipe, None) if recipe else given))
     criterion, _ = resolve_metric(str(request.metric))
-    made = recipe_of(request, criterion)
+    made = procedure_of(request, criterion)
     return passes_of(made, made.dense_terminals)
 
 

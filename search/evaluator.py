@@ -1,7 +1,7 @@
 """From metric text to outcome: prune, measure, restore; over one task or several.
 
 An `Evaluator` holds its models with everything that a candidate needs, loaded once. Each task is
-measured rung by rung (`search.stages`), a few windows first; a candidate that is clearly not the
+measured stage by stage (`search.stages`), a few windows first; a candidate that is clearly not the
 best is not measured to the end.
 """
 
@@ -57,7 +57,7 @@ class Evaluator:
         return take_probe(resident.master, resident.statistics, resident.store.blocks, targets)
 
     def evaluate(self, candidate: Candidate) -> Outcome:
-        """Prune, measure on the fitness windows rung by rung, and restore."""
+        """Prune, measure on the fitness windows stage by stage, and restore."""
         try:
             return self._measure(candidate)
         except DegenerateScores as error:
@@ -91,7 +91,7 @@ class Evaluator:
         criterion = candidate.criterion
         stages = [] if candidate.best is None else self.experiment.config.search.stages
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
-        # All tasks to one rung, then all to the next: a second task tells more than a second rung
+        # All tasks to one stage, then all to the next: a second task tells more than a second stage
         # of the first, and costs a pruning, which takes less time than a window.
         for end, task in product((*stages, None), self.experiment.tasks_of("fitness")):
             resident = self._resident(task)
@@ -126,12 +126,12 @@ class Evaluator:
         What was not measured yet may be as good as the best, so a prediction without something of
         each cell cannot stand for the fitness.
         """
-        assert candidate.best is not None  # others have no rungs
+        assert candidate.best is not None  # others have no stages
         rise = self.scale.excess(losses, max(0.0, candidate.best), SLACK)
         if rise is None:
             return None
-        if candidate.enter is not None and rise > candidate.enter:
-            reason = f"relative rise {rise:.4f} above {candidate.enter:.4f}"
+        if candidate.limit is not None and rise > candidate.limit:
+            reason = f"relative rise {rise:.4f} above {candidate.limit:.4f}"
             return self._outcome("stopped", None, losses, reason, self.scale.fitness(losses))
         if None in self.scale.values(losses):
             return None

@@ -111,13 +111,13 @@ class State:
         best = min(fitness, default=math.inf)
         like = [m.rank[0] for m in self.population if near(candidate.criterion, m.criterion)]
         if like:  # it takes their place
-            enter = min(like)
+            limit = min(like)
         elif len(fitness) == search.population:
-            enter = max(fitness)
+            limit = max(fitness)
         else:
-            enter = LEEWAY * max(0.0, best)
+            limit = LEEWAY * max(0.0, best)
         # What is worse than the best baseline, as the first ones are, need not be exact either.
-        return replace(candidate, best=min(best, 1.0), enter=enter)
+        return replace(candidate, best=min(best, 1.0), limit=limit)
 
     def finalists(self) -> list[Record]:
         """Return the fittest of the population and the hall of fame together, best first."""

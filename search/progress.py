@@ -100,7 +100,7 @@ class Recorder:
         if job.trace:
             self.folder.write_failure(str(job.candidate.index), job.trace)
 
-    def enter(self, records: list[Record]) -> None:
+    def add(self, records: list[Record]) -> None:
         """Append committed records to the journal and pass them on; checkpoint when one is due."""
         for record in records:
             self.folder.append(record, self._timings.pop(record.index, {}))

@@ -66,7 +66,7 @@ class Candidate:
             windows as it needs.
         best: Fitness of the best when it was bred, or of the best baseline, if lower; what is
             clearly worse is not measured to the end. None for a tuning's child.
-        enter: Fitness above which it could not enter the population then (a smaller metric within a
+        limit: Fitness above which it could not enter the population then (a smaller metric within a
             step of parsimony could); None if tuned.
         decided: Its outcome, if that is known without an evaluation.
     """
@@ -80,7 +80,7 @@ class Candidate:
     # Needed only until there is an outcome: the journal does not have them.
     part: tuple[int, int] | None = field(default=None, compare=False)
     best: float | None = field(default=None, compare=False)
-    enter: float | None = field(default=None, compare=False)
+    limit: float | None = field(default=None, compare=False)
     decided: Outcome | None = field(default=None, compare=False)
 
 

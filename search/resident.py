@@ -18,7 +18,7 @@ from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import DTYPES, linear_layers, load_model, skeleton
 from prunevolve.pruning.operators import MATRIX
-from prunevolve.pruning.passes import Recipe
+from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import ResidentStore
@@ -114,7 +114,7 @@ class Resident:
         with torch.no_grad():
             prune(
                 self.store,
-                Recipe(metric, target),
+                Procedure(metric, target),
                 {},  # all statistics are given
                 statistics=self.statistics,
                 kept_scores=self._scores if needed_again and not self._low_memory else None,

@@ -262,10 +262,10 @@ def _evolve(evolution: Evolution, pool: Pool, recorder: Recorder) -> None:
     while not evolution.done:
         for candidate in evolution.ask():
             if candidate.decided:
-                recorder.enter(evolution.tell(candidate.index, candidate.decided))
+                recorder.add(evolution.tell(candidate.index, candidate.decided))
             else:
                 pool.submit(candidate)
         if not evolution.done and (job := pool.next_done()):
             recorder.note(job)
-            recorder.enter(evolution.tell(job.candidate.index, job.outcome))
+            recorder.add(evolution.tell(job.candidate.index, job.outcome))
         recorder.show()

@@ -10,9 +10,9 @@ from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import linear_layers, load_config
-from prunevolve.pruning.passes import Recipe
+from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.run.job import recipe_of
+from prunevolve.pruning.run.job import procedure_of
 from prunevolve.pruning.run.options import Method
 from prunevolve.pruning.statistics import STATISTICS
 from prunevolve.pruning.store import FolderStore, ResidentStore
@@ -70,7 +70,7 @@ def test_folder_pruned_with_blocks_elsewhere_is_that_of_the_cpu(tmp_path, group,
             *("float32", place, shards, held),
         )
         metric = Metric.parse("mul(W, add(G, mul(X, abs(M))))")
-        prune(store, Recipe(metric, Target(0.5, group)), {"calibration": toy_windows()})
+        prune(store, Procedure(metric, Target(0.5, group)), {"calibration": toy_windows()})
         weights = [Checkpoint(store.shard(block)) for block in store.blocks]
         read = [one.read(name).flatten() for one in weights for name in one.entries]
         zeros.append(torch.cat(read) == 0)
@@ -111,7 +111,7 @@ def test_methods_around_a_metric_give_near_what_they_give_on_the_cpu(methods, ow
     weights = []
     for place in ("cpu", device):
         model = toy_model("llama").to(place)
-        recipe = recipe_of(
+        recipe = procedure_of(
             Method(**methods), Criterion.parse("mul(W, sqrt(X))", "layer"), own_masks
         )
         prune(ResidentStore(model), recipe, {"calibration": toy_windows(count=4)})

@@ -22,7 +22,7 @@ from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_model
-from prunevolve.pruning.passes import Recipe
+from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.run import command
 from prunevolve.pruning.run.job import ONE_KIND
@@ -772,7 +772,7 @@ def test_run_prune_reads_the_gradients_that_the_release_saved(
     found = collect(resident, windows, frozenset("X"))
     found |= {f"G/{name}": G.float() for name, G in gradients.items()}
     target = Target(0.5, group_of(recipe["group"]))
-    request = Recipe(Metric.parse(recipe["metric"]), target)
+    request = Procedure(Metric.parse(recipe["metric"]), target)
     prune(resident, request, {"calibration": windows}, statistics=found)
     written = tensors_of(tmp_path / "out")
     for name, weight in weights_of(resident.model).items():

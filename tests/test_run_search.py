@@ -16,7 +16,7 @@ from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import load_model
 from prunevolve.pruning.parse import named_metric, read_tree, resolve_metric
-from prunevolve.pruning.passes import Recipe
+from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.search import command as run_search
@@ -192,7 +192,9 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhe
     def rise(criterion):
         store = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
         target = Target(0.6, group_of(criterion.group))
-        prune(store, Recipe(criterion.metric, target), {"calibration": text["calibration"].tokens})
+        prune(
+            store, Procedure(criterion.metric, target), {"calibration": text["calibration"].tokens}
+        )
         return (losses_in(store, text["selection"].tokens) - dense).mean().item()
 
     best, second, *_ = standings

@@ -74,17 +74,17 @@ def apply(job: Job) -> JsonObject:
     recipe = {
         "schema": SCHEMA,
         **request.deciding(),
-        "group": job.recipe.target.group_name,
+        "group": job.procedure.target.group_name,
         "calibration": calibration.provenance if calibration else None,
         "device": model.device,
     }
-    if not job.recipe.own_masks:  # SparseGPT is no formula alone
-        recipe["tree"] = job.recipe.metric.to_release_json()
+    if not job.procedure.own_masks:  # SparseGPT is no formula alone
+        recipe["tree"] = job.procedure.metric.to_release_json()
     fingerprints = {"model": checkpoint.fingerprint(), "evaluation": evaluation.provenance}
     work = WorkFolder(job.out, request.model_dump(), recipe | fingerprints)
     of_model = (model.config, model.dtype, model.device)
     store = FolderStore(checkpoint, *of_model, work.result, job.plan.resident)
-    kept = request.statistics if job.recipe.dense_terminals else None
+    kept = request.statistics if job.procedure.dense_terminals else None
     statistics = kept_statistics(Path(kept), work.run.identity, store) if kept else None
     print(f"pruning: {job}", *job.plan_lines, sep="\n", file=sys.stderr)
     with shown_progress(on_stderr()) as progress, work.open():
@@ -95,7 +95,7 @@ def apply(job: Job) -> JsonObject:
             save_papers(work.result, recipe, report, inspector)
         report = publish(job.out)
     _warn([line for line in report["warnings"] if line not in warnings])
-    answer = _answer(job.out, report) | {"group": job.recipe.target.group_name}
+    answer = _answer(job.out, report) | {"group": job.procedure.target.group_name}
     print(*measured_lines(report), sep="\n")
     print(f"saved: {job.out} ({_counts(answer)})")
     print(f"verify: {PRUNE} --verify {shlex.quote(str(job.out))}")
@@ -163,7 +163,7 @@ def _carry_out(
     """
     model, run, evaluation = job.model, work.run, windows["evaluation"].tokens
     inspector = Inspector(
-        model.config, [*linear_layers(store.model)], job.recipe.target, run.shares
+        model.config, [*linear_layers(store.model)], job.procedure.target, run.shares
     )
     for path in map(store.shard, sorted(store.written)):  # by the run before
         inspector.look(path, run.sha256.get(path.name))
@@ -191,7 +191,7 @@ def _carry_out(
     try:
         prune(
             store,
-            job.recipe,
+            job.procedure,
             texts,
             states,
             statistics,

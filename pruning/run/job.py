@@ -15,7 +15,7 @@ from prunevolve.pruning.memory import Plan, plan_pruning
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import EMBEDDED, UnloadedModel, hub_id, resolve_model
 from prunevolve.pruning.parse import resolve_metric
-from prunevolve.pruning.passes import Recipe
+from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.reconstruct import FEW_WINDOWS, reconstruct
@@ -47,7 +47,7 @@ class Job:
     # dtype, the window's length.
     request: Request
     model: UnloadedModel
-    recipe: Recipe
+    procedure: Procedure
     texts: Mapping[str, tuple[Text, ...]]  # `calibration`, unless it needs none, and `evaluation`
     out: Path
     plan: Plan
@@ -55,7 +55,7 @@ class Job:
     warnings: list[str]  # reasons to trust the perplexities less
 
     def __str__(self) -> str:
-        target, request = self.recipe.target, self.request
+        target, request = self.procedure.target, self.request
         group = f" per {target.group_name}" if target.group_name else ""
         parts = [f"{target.sparsity:.1%}", f"{target.pattern_text}{group}", request.propagation]
         methods = {name: getattr(request, name) for name in ("update", "allocation")}
@@ -74,19 +74,19 @@ def make_job(request: Request, resume: bool) -> Job:
         rule = "a folder to keep them in, or a .pth file that is there"
         raise ValueError(f"statistics must be {rule}; got {str(kept)!r}")
     criterion, found_on = resolve_metric(str(request.metric))
-    recipe = recipe_of(request, criterion, own_masks=request.metric == SPARSEGPT)
-    model = resolve(request, recipe.has_gradients)
-    check_layers(model.shapes, recipe.target)
+    procedure = procedure_of(request, criterion, own_masks=request.metric == SPARSEGPT)
+    model = resolve(request, procedure.has_gradients)
+    check_layers(model.shapes, procedure.target)
     calibration = calibration_texts(request, model.seqlen)
     evaluation = evaluation_texts(request, model.seqlen)
     for text in calibration + evaluation:
         text.check()
     texts = {"calibration": calibration, "evaluation": evaluation}
-    if not (recipe.dense_terminals or recipe.follows):
+    if not (procedure.dense_terminals or procedure.follows):
         del texts["calibration"]
     plan = plan_pruning(
         model,
-        recipe,
+        procedure,
         request.samples if "calibration" in texts else 0,
         sum(x.windows or x.most or TEST_TOKENS // model.seqlen for x in evaluation),
         request.max_memory,
@@ -107,9 +107,9 @@ def make_job(request: Request, resume: bool) -> Job:
             "plan: the model is a result of pruning: its zeros stay, and count among those asked"
         )
     lines = plan.lines() + found
-    resolved = _resolved(request, model, recipe)
-    warnings = _warnings(model, request, recipe, texts)
-    return Job(resolved, model, recipe, texts, out, plan, lines, warnings)
+    resolved = _resolved(request, model, procedure)
+    warnings = _warnings(model, request, procedure, texts)
+    return Job(resolved, model, procedure, texts, out, plan, lines, warnings)
 
 
 def resolve(request: Measurement, gradients: bool = False) -> UnloadedModel:
@@ -119,8 +119,8 @@ def resolve(request: Measurement, gradients: bool = False) -> UnloadedModel:
         return resolve_model(str(request.model), *options, gradients)
 
 
-def recipe_of(method: Method, criterion: Criterion, own_masks: bool = False) -> Recipe:
-    """Return the recipe of a method with a metric; SparseGPT may make its own masks as it goes."""
+def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) -> Procedure:
+    """Return how a method prunes by a metric; SparseGPT may make its own masks as it goes."""
     target = resolve_target(method.pattern, method.sparsity, method.group, criterion.group)
     if own_masks and target.group_name not in (None, "layer"):
         raise ValueError(
@@ -129,7 +129,7 @@ def recipe_of(method: Method, criterion: Criterion, own_masks: bool = False) -> 
         )
     pattern = target.group if isinstance(target.group, NOfM) else None
     updates = own_masks or method.update == "sparsegpt"
-    return Recipe(
+    return Procedure(
         criterion.metric,
         target,
         method.propagation,
@@ -179,17 +179,17 @@ def _places(
     return list(zip(corpora, splits or defaults, strict=True))
 
 
-def _resolved(request: Request, model: UnloadedModel, recipe: Recipe) -> Request:
+def _resolved(request: Request, model: UnloadedModel, procedure: Procedure) -> Request:
     """Return a request that means the same on another machine, later."""
     name, revision = hub_id(model.name) or (model.name, None)
     return request.model_copy(
         update={
             "model": name,
             "revision": revision,
-            "metric": SPARSEGPT if recipe.own_masks else recipe.metric.text,
-            "sparsity": recipe.target.sparsity,
-            "pattern": recipe.target.pattern_text,
-            "group": recipe.target.group_name,
+            "metric": SPARSEGPT if procedure.own_masks else procedure.metric.text,
+            "sparsity": procedure.target.sparsity,
+            "pattern": procedure.target.pattern_text,
+            "group": procedure.target.group_name,
             "seqlen": model.seqlen,
             "dtype": model.dtype,
         }
@@ -197,7 +197,10 @@ def _resolved(request: Request, model: UnloadedModel, recipe: Recipe) -> Request
 
 
 def _warnings(
-    model: UnloadedModel, request: Request, recipe: Recipe, texts: Mapping[str, tuple[Text, ...]]
+    model: UnloadedModel,
+    request: Request,
+    procedure: Procedure,
+    texts: Mapping[str, tuple[Text, ...]],
 ) -> list[str]:
     overlaps, kinds = check_disjoint(texts), texts.get("calibration", ())
     warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
@@ -205,6 +208,6 @@ def _warnings(
         warnings.append(ONE_KIND.format(kinds[0].corpus))
     if request.update == "reconstruct" and request.samples < FEW_WINDOWS:
         warnings.append(FEW.format(request.samples))
-    if recipe.has_gradients and model.dtype == "float16":
+    if procedure.has_gradients and model.dtype == "float16":
         warnings.append("small gradients are lost in float16: give --dtype bfloat16 or float32")
     return warnings

@@ -11,7 +11,7 @@ from toy_models import assert_same_tensors, toy_model, toy_windows, weights_of
 from prunevolve import Criterion, Metric, Statistics, collect_statistics, prune, read_metric
 from prunevolve.pruning import pruner
 from prunevolve.pruning.masks import Target, group_of
-from prunevolve.pruning.passes import Recipe
+from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.run.options import Method, MethodArguments
 from prunevolve.pruning.store import ResidentStore
@@ -27,7 +27,7 @@ WANDA = Metric.parse("mul(W, sqrt(X))")
 def test_prune_is_the_engines():
     model, expected = toy_model("llama"), toy_model("llama")
     prune(model, read_metric("snip"), toy_windows(), sparsity=0.4)
-    recipe = Recipe(Metric.parse("mul(W, G)"), Target(0.4, group_of("model")))
+    recipe = Procedure(Metric.parse("mul(W, G)"), Target(0.4, group_of("model")))
     pruner.prune(ResidentStore(expected), recipe, {"calibration": toy_windows()})
     assert_same_tensors(weights_of(model), weights_of(expected))
 

@@ -10,7 +10,7 @@ from prunevolve.pruning import memory
 from prunevolve.pruning.memory import LIBRARIES, cgroup_rooms, peak_of, plan_pruning, put_aside
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.passes import passes_of
-from prunevolve.pruning.run.job import recipe_of
+from prunevolve.pruning.run.job import procedure_of
 from prunevolve.pruning.run.options import Method
 
 # Of the toy LLaMA: two blocks; q and o 16 x 16, k and v 8 x 16, gate and up 24 x 16, down 16 x 24.
@@ -28,7 +28,7 @@ class Held:
 
     def __init__(self, metric="mul(W, G)", group="row", device="cpu", tokens=TOKENS, **methods):
         criterion = Criterion.parse(metric, group)
-        recipe = recipe_of(Method(**methods), criterion)
+        recipe = procedure_of(Method(**methods), criterion)
         kinds = {"dtype": "float32", "own_dtype": "bfloat16", "device": device}
         kinds |= {"shapes": toy_model("llama"), "seqlen": tokens, "file_size": 1000}
         model = SimpleNamespace(**kinds)

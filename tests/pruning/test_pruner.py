@@ -13,7 +13,7 @@ from toy_models import FAMILIES, assert_same_tensors, toy_model, toy_windows, we
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, linear_layers
-from prunevolve.pruning.passes import Recipe
+from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import ResidentStore
 
@@ -67,7 +67,7 @@ def keep_highest_in_groups(weights, scores, target):
 def prune_model(model, metric, target, windows, propagation="one-shot", **options):
     prune(
         ResidentStore(model),
-        Recipe(metric, target, propagation),
+        Procedure(metric, target, propagation),
         {"calibration": windows},
         **options,
     )
@@ -200,7 +200,7 @@ def test_products_of_fp32_are_exact_in_a_pruning_and_as_they_were_after_it():
         return weight, 0
 
     model = toy_model("llama")
-    recipe = Recipe(MAGNITUDE, ROW, update=update)
+    recipe = Procedure(MAGNITUDE, ROW, update=update)
     model.model.layers[0].register_forward_hook(lambda *_: seen.append(settings.fp32_precision))
     torch.set_float32_matmul_precision("high")
     try:

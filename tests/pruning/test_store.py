@@ -24,7 +24,7 @@ from prunevolve.pruning.checkpoint import Checkpoint, DiskOffload, read_tensor, 
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import load_config, load_model, outside_blocks
-from prunevolve.pruning.passes import Recipe
+from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import FolderStore, ResidentStore
 from prunevolve.pruning.stream import BlockCall
@@ -71,8 +71,8 @@ def opened(folder, shards=None, keeps=False, dtype="float32", kind=FolderStore):
     return kind(Checkpoint(folder), config, dtype, shards=shards, keeps=keeps)
 
 
-def recipe_of(propagation, metric, group):
-    return Recipe(Metric.parse(metric), TARGETS[group], propagation)
+def procedure_of(propagation, metric, group):
+    return Procedure(Metric.parse(metric), TARGETS[group], propagation)
 
 
 @cache
@@ -107,7 +107,7 @@ def pruned_tensors(folder, shards, recipe, keeps=False, dtype="float32", **place
 @pytest.mark.parametrize(("tied", "keeps"), [(True, False), (False, True)])
 @pytest.mark.parametrize("walk_name", DECIDING)
 def test_folder_gives_the_bits_that_memory_gives(dense, tmp_path, walk_name, tied, keeps):
-    folder, recipe = dense("llama", tied), recipe_of(*DECIDING[walk_name])
+    folder, recipe = dense("llama", tied), procedure_of(*DECIDING[walk_name])
     written = pruned_tensors(folder, tmp_path / "shards", recipe, keeps)
     assert_same_tensors(written, expected_tensors(folder, recipe))
 
@@ -116,7 +116,7 @@ def test_folder_gives_the_bits_that_memory_gives(dense, tmp_path, walk_name, tie
 def test_folder_of_every_family_gives_the_bits_that_memory_gives(dense, tmp_path, family, tied):
     folder = dense(family, tied)
     for case in COVER[tied]:
-        recipe, shards = recipe_of(*case), tmp_path / case[0]
+        recipe, shards = procedure_of(*case), tmp_path / case[0]
         expected = expected_tensors(folder, recipe)
         assert_same_tensors(pruned_tensors(folder, shards, recipe), expected)
         load_config(str(folder)).save_pretrained(shards)
@@ -127,7 +127,7 @@ def test_folder_of_every_family_gives_the_bits_that_memory_gives(dense, tmp_path
 @pytest.mark.parametrize("propagation", ["one-shot", "sequential"])
 def test_folder_in_bf16_keeps_its_dtype_under_passes_in_fp32(tmp_path, propagation):
     toy_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "dense")
-    recipe = recipe_of(propagation, ALL_SOURCES, "row")
+    recipe = procedure_of(propagation, ALL_SOURCES, "row")
     written = pruned_tensors(tmp_path / "dense", tmp_path / "shards", recipe)
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
     assert_same_tensors(written, expected_tensors(tmp_path / "dense", recipe))
@@ -137,7 +137,7 @@ def test_folder_in_bf16_keeps_its_dtype_under_passes_in_fp32(tmp_path, propagati
     ("propagation", "dtype"), [("one-shot", "bfloat16"), ("sequential", "float32")]
 )
 def test_states_and_statistics_on_disk_give_the_bits_of_memory(dense, tmp_path, propagation, dtype):
-    recipe = recipe_of(propagation, ALL_SOURCES, "row")
+    recipe = procedure_of(propagation, ALL_SOURCES, "row")
     places = {key: DiskOffload(tmp_path / key) for key in ("states", "statistics")}
     on_disk = pruned_tensors(dense("llama"), tmp_path / "one", recipe, dtype=dtype, **places)
     in_memory = pruned_tensors(dense("llama"), tmp_path / "two", recipe, dtype=dtype)
@@ -186,7 +186,7 @@ def test_store_opens_one_block_or_the_outside(tmp_path, monkeypatch, propagation
     monkeypatch.setattr(BlockCall, "run", watched)
     windows = {name: toy_windows(2) for name in ("dense", "pruned")}
     texts = {"calibration": toy_windows(), **windows}
-    prune(made, recipe_of(propagation, metric, "row"), texts, losses=window_losses)
+    prune(made, procedure_of(propagation, metric, "row"), texts, losses=window_losses)
     # A block that is written when it is first opened is never kept.
     assert most[0] == (3 if keeps and metric == ALL_SOURCES else 1)
     assert outside_is_meta(made) == {True}
@@ -205,7 +205,7 @@ def test_evaluation_windows_are_measured_before_and_after(dense, tmp_path):
     for metric, propagation in product((WANDA, ALL_SOURCES), ("one-shot", "sequential")):
         shards = tmp_path / f"{metric[:8]} {propagation}"
         shards.mkdir()
-        recipe = recipe_of(propagation, metric, "row")
+        recipe = procedure_of(propagation, metric, "row")
         prune(opened(folder, shards), recipe, texts, losses=losses)
         resident = ResidentStore(load_model(str(folder), "float32"))
         for _ in ("dense", "pruned"):
@@ -235,7 +235,7 @@ def test_tensor_of_integers_is_refused(tmp_path):
 def test_checkpoint_of_the_base_model_alone_keeps_its_names(tmp_path):
     toy_model("llama", tie_word_embeddings=True).model.save_pretrained(tmp_path / "dense")
     assert "layers.0.mlp.up_proj.weight" in tensors_of(tmp_path / "dense")
-    recipe = recipe_of("one-shot", ALL_SOURCES, "row")
+    recipe = procedure_of("one-shot", ALL_SOURCES, "row")
     written = pruned_tensors(tmp_path / "dense", tmp_path / "shards", recipe)
     assert_same_tensors(written, expected_tensors(tmp_path / "dense", recipe))
 
@@ -246,7 +246,7 @@ def test_image_part_under_other_names_is_carried_over(tmp_path):
             tensors[name.replace(".", ".vision_model.", 1)] = tensors.pop(name)
 
     folder = rewritten(tmp_path / "dense", rename, "gemma3")
-    written = pruned_tensors(folder, tmp_path / "shards", recipe_of("one-shot", WANDA, "row"))
+    written = pruned_tensors(folder, tmp_path / "shards", procedure_of("one-shot", WANDA, "row"))
     images = {name: t for name, t in tensors_of(folder).items() if "vision_model" in name}
     assert_same_tensors({name: written[name] for name in images}, images)
 

@@ -69,8 +69,8 @@ def outcome_of(candidate):
     rise = (len(candidate.criterion.text) / 40 + number % 100 / 100) / 50
     if candidate.part:
         return Outcome("sampled", None, 5, "to tune numbers", rise, (rise,))
-    if candidate.enter is not None and rise > 1.3 * candidate.enter:
-        return Outcome("stopped", None, 10, f"above {candidate.enter}", rise, (rise,))
+    if candidate.limit is not None and rise > 1.3 * candidate.limit:
+        return Outcome("stopped", None, 10, f"above {candidate.limit}", rise, (rise,))
     return Outcome("evaluated", rise, 100, rises=(rise,))
 
 
@@ -281,11 +281,11 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
     for candidate in searching.submitted:
         state = bred_from[candidate.index]
         limited = state.with_limits(candidate, search, near_of(search))
-        assert candidate.enter == limited.enter
+        assert candidate.limit == limited.limit
         assert candidate.best == limited.best
         members = [state.tuning.start] if candidate.tuned else state.population
         assert set(candidate.parents) <= {member.index for member in members}
-    assert any(candidate.enter is not None for candidate in searching.submitted)
+    assert any(candidate.limit is not None for candidate in searching.submitted)
     assert any(candidate.parents for candidate in searching.submitted)
     assert any(candidate.tuned for candidate in searching.submitted) == (kind == "full")
 

@@ -80,7 +80,7 @@ def test_near_to_several_replaces_them_all_by_one_if_it_is_the_fittest(fitness, 
 
 def limits(state: State, near: Near = never) -> tuple[float | None, float | None]:
     limited = state.with_limits(record(9, None).candidate, THREE, near)
-    return limited.enter, limited.best
+    return limited.limit, limited.best
 
 
 def test_limits_are_the_best_with_leeway_while_a_place_is_free_then_by_the_worst():
@@ -130,7 +130,7 @@ def test_record_comes_back_from_json_as_it_was(kind, fitness):
 
 def test_record_does_not_tell_how_its_candidate_came_to_its_outcome():
     # A resumed run reads records that know neither; they are the same records.
-    way = {"enter": 3.5, "decided": Outcome("duplicate")}
+    way = {"limit": 3.5, "decided": Outcome("duplicate")}
     record = Record(replace(EVALUATED.candidate, **way), EVALUATED.outcome)
     assert record == EVALUATED
     assert record.to_dict() == FIELDS

@@ -14,7 +14,7 @@ from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
-from prunevolve.pruning.passes import Recipe
+from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.run import result
 from prunevolve.pruning.run.result import (
@@ -52,7 +52,7 @@ def store_of(dense, folder):
     return FolderStore(checkpoint, toy_model("llama").config, "float32", shards=folder)
 
 
-def recipe_of(model, target):
+def procedure_of(model, target):
     recipe = {"model": model, "metric": "W", "sparsity": target.sparsity, "calibration": None}
     recipe |= {"allocation": "uniform", "update": "none"}
     return recipe | {"group": target.group_name, "pattern": target.pattern_text}
@@ -64,10 +64,12 @@ def saved(dense):
 
     def save(folder, target=HALF_OF_ROWS, name=None, **measured):
         store = store_of(dense, folder)
-        prune(store, Recipe(Metric("W"), target), {})
+        prune(store, Procedure(Metric("W"), target), {})
         inspector = Inspector(store.config, [*linear_layers(store.model)], target, {})
         save_model(store, inspector)
-        save_papers(folder, recipe_of(name or str(dense), target), MEASURED | measured, inspector)
+        save_papers(
+            folder, procedure_of(name or str(dense), target), MEASURED | measured, inspector
+        )
         return json.loads((folder / "pruning_report.json").read_text())
 
     return save
@@ -113,7 +115,7 @@ def test_save_result_card_shows_the_base_and_no_license_nor_path(tmp_path, saved
 
 def test_card_has_what_the_hub_reads_and_the_command_by_its_name(monkeypatch):
     monkeypatch.setattr(result, "PRUNE", "prunevolve-prune")
-    on_hub, here = recipe_of("owner/tiny", HALF_OF_ROWS), recipe_of("embedded", HALF_OF_ROWS)
+    on_hub, here = procedure_of("owner/tiny", HALF_OF_ROWS), procedure_of("embedded", HALF_OF_ROWS)
     text = model_card(on_hub, MEASURED)
     tags = ["prunevolve", "pruning", "sparse"]
     header = {"library_name": "transformers", "tags": tags}
