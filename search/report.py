@@ -219,9 +219,9 @@ def path_table(path: Sequence[JsonObject]) -> Table:
         for step in sorted(path, key=lambda step: -step["factors"])
     ]
     about = (
-        "Each row leaves out one more factor. Of all finalists with few factors, the shortest is "
-        "chosen that is behind the best of them by no more than the standard error of that, "
-        "between windows and between models."
+        "Each row leaves out one more factor; with more than can win, none is measured but the "
+        "first. Of all finalists with few factors, the shortest is chosen that is behind the best "
+        "of them by no more than the standard error of that, between windows and between models."
     )
     return Table("Fewer factors", about, (*STANDING, LEFT_OUT), rows)
 

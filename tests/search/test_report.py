@@ -157,7 +157,7 @@ def test_front_has_a_candidate_once_though_it_is_a_finalist_too(tmp_path):
 
 def test_path_table_goes_from_all_factors_to_the_fewest():
     table = path_table(summary_of(records_of(6))["path"][::-1])
-    assert table.about.startswith("Each row leaves out one more factor. Of all finalists with few ")
+    assert table.about.startswith("Each row leaves out one more factor; with more than can win, ")
     assert table.columns == ("candidate", "factors", "fitness", "selection", "vs best", "left out")
     assert table.rows == [
         ("5", "3", "0.9000", "0.9500", "+0.0000 ±\N{NO-BREAK SPACE}0.0000", ""),
