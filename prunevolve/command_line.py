@@ -178,6 +178,8 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
             return failed(USAGE, f"{library} must be installed for this: {way_out}")
         except KeyboardInterrupt:
             return interrupted(NOTHING_WRITTEN)
+        except BrokenPipeError:  # which Click would end with 1
+            return outcome(INTERRUPTED, error="the output was closed")
 
     app = typer.Typer(
         pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}

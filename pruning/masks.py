@@ -162,7 +162,11 @@ class NOfM(Group):
             )
 
 
-GROUPS: dict[str, Group] = {group.name: group for group in (Row(), Layer(), Model())}
+GROUPS: dict[str, Group] = {
+    "row": Row(),
+    "layer": Layer(),
+    "model": Model(),
+}
 """The groups for unstructured sparsity by name."""
 
 
