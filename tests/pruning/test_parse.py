@@ -89,27 +89,19 @@ def test_resolve_metric_says_what_a_folder_lacks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("content", "message"),
     [
         ({"group": ["row"]}, "group must be one of row, layer, model, got ['row']"),
         ({"schema": 2}, "schema must be 1, it is from another version"),
         ({"metric": 5, "tree": None}, "it has neither a string 'metric' nor a tree's 'data'"),
         ({"metric": "mul(W, X)"}, "'metric' and 'tree' differ"),
-    ],
-)
-def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, changes, message):
-    assert message in refusal(resolve_metric, str(best_metric(tmp_path, **changes)))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
         (b'{"data": ' * 200_000, "is no JSON, or nested too deeply"),
         (b"\xff\xfe", "'utf-8' codec can't decode byte 0xff"),
         (b" " * (MOST_BYTES + 1), f"is longer than {MOST_BYTES} bytes: not read"),
     ],
 )
-def test_resolve_metric_refuses_a_hostile_file(tmp_path, content, message):
-    path = tmp_path / "best_metric.json"
-    path.write_bytes(content)
+def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, content, message):
+    path = best_metric(tmp_path, **content if isinstance(content, dict) else {})
+    if isinstance(content, bytes):
+        path.write_bytes(content)
     assert message in refusal(resolve_metric, str(path))

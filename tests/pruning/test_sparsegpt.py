@@ -96,17 +96,8 @@ def test_inputs_that_are_always_zero_do_no_harm():
     assert torch.isfinite(solved).all() and grown == 0
 
 
-def test_damping_that_grows_is_told():
-    weight, gram = layer()  # 40 inputs, all but two without a value
-    gram[:] = 0
-    gram[:2, :2] = torch.tensor([[1000.0, 1002.0], [1002.0, 1000.0]])
-    # 1% of the mean is 0.5, and 2 are too few; tenfold is enough.
-    solved, grown = compensate(weight, 0.5, gram)
-    assert torch.isfinite(solved).all() and grown == 1
-    broken = weight.clone()
-    broken[3, 5] = torch.nan
+def test_weight_that_is_not_finite_is_not_ranked():
+    weight, gram = layer()
+    weight[3, 5] = torch.nan
     with pytest.raises(DegenerateScores, match="scores must be finite"):
-        compensate(broken, 0.5, gram)
-    gram[5, 5] = torch.inf
-    with pytest.raises(DegenerateScores, match="the Gram matrix of its inputs has no "):
         compensate(weight, 0.5, gram)
