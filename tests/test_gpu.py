@@ -17,11 +17,10 @@ from far_device import CUDA, far_device
 from toy_models import tensors_of, toy_model, toy_windows, weights_of
 
 from prunevolve import evolve, prune, read_config, run_prune
-from prunevolve.configs.schema import Config
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.stream import Stream
 from prunevolve.search import run
-from prunevolve.search.experiment import Experiment, resolve
+from prunevolve.search.experiment import resolve
 from prunevolve.search.run_folder import RunFolder
 
 PRUNINGS = {
@@ -79,10 +78,6 @@ def assert_as_on_the_cpu(out: Path, exact: bool = False) -> None:
         assert reports[1][name] == pytest.approx(reports[0][name], rel=1e-3)
 
 
-def moved(place: str, config: Config) -> Experiment:
-    return replace(resolve(config), device=place)
-
-
 @pytest.mark.parametrize("way", PRUNINGS)
 def test_pruning_ends_as_on_the_cpu(pruned, tmp_path, device, way):
     pruned("cpu", "cpu", PRUNINGS[way])
@@ -104,7 +99,8 @@ def test_search_ends_as_on_the_cpu(monkeypatch, tmp_path, device):
     settings = [*search_process.SIZES, "search.candidates=14", "ray.workers=0"]
     fitness = []
     for place in ("cpu", device):
-        monkeypatch.setattr(run, "resolve", partial(moved, place))
+        elsewhere = partial(replace, device=place)
+        monkeypatch.setattr(run, "resolve", lambda config, to=elsewhere: to(resolve(config)))
         result = evolve(read_config("embedded", settings), tmp_path / place)
         assert (result.folder / "report.html").exists()
         records = RunFolder.look(result.folder).records()

@@ -385,10 +385,6 @@ def test_run_prune_says_a_mistake_in_one_line(prune_small, tmp_path, options, me
     assert list(tmp_path.iterdir()) == []
 
 
-def needed_memory(err: str) -> str:
-    return err.partition("max-memory must be at least ")[2].partition(" here")[0]
-
-
 @pytest.fixture
 def tight(prune_small, monkeypatch):
     """Prune with no more memory than one block at a time takes, the libraries apart."""
@@ -396,7 +392,8 @@ def tight(prune_small, monkeypatch):
 
     def run(code=0, **options):
         _, err = prune_small(code=2, **options, max_memory="0.001MiB")
-        return prune_small(code=code, **options, max_memory=needed_memory(err))
+        least = err.partition("max-memory must be at least ")[2].partition(" here")[0]
+        return prune_small(code=code, **options, max_memory=least)
 
     return run
 
@@ -625,9 +622,8 @@ def test_disk_that_takes_no_more_leaves_what_resumes(
     problem = f"cannot be written ({os.strerror(cause)}): {way_out} and go on with --resume"
     assert err.splitlines()[-1] == f"error: out '{out}' {problem}"
     assert not (work / "states").exists() and not (work / "statistics").exists()
-    assert len(list((work / "result").glob("*.safetensors"))) == (
-        number - 1 if module is store else 0
-    )
+    finished = number - 1 if module is store else 0
+    assert len(list((work / "result").glob("*.safetensors"))) == finished
     _, err = tight(metric="snip", resume=True)
     assert "plan: streamed, one block at a time" in err
     assert checksums_of(out) == expected

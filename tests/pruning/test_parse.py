@@ -74,18 +74,15 @@ def test_resolve_metric_takes_a_row_of_a_runs_hall_of_fame_by_its_name(tmp_path)
 
 @pytest.mark.parametrize(("given", "near"), [("wnada", "wanda"), ("sparse-gpt", "sparsegpt")])
 def test_resolve_metric_offers_a_near_name(given, near):
-    message = refusal(resolve_metric, given)
-    assert message.startswith(
-        f"metric {given!r} is no known name or file: did you mean {near}? or "
-    )
-    assert f", {near}, " in message
+    found = refusal(resolve_metric, given)
+    assert found.startswith(f"metric {given!r} is no known name or file: did you mean {near}? or ")
+    assert f", {near}, " in found
 
 
 def test_resolve_metric_says_what_a_folder_lacks(tmp_path):
-    expected = (
-        f"metric {str(tmp_path)!r} is a folder without best_metric.json, which a run has once"
-    )
-    assert refusal(resolve_metric, str(tmp_path)).startswith(expected)
+    problem = "is a folder without best_metric.json, which a run has once"
+    found = refusal(resolve_metric, str(tmp_path))
+    assert found.startswith(f"metric {str(tmp_path)!r} {problem}")
 
 
 @pytest.mark.parametrize(
