@@ -2,7 +2,6 @@ import hashlib
 import json
 import math
 import os
-from functools import partial
 
 import pytest
 import torch
@@ -69,9 +68,6 @@ def saved(dense):
         return json.loads((folder / "pruning_report.json").read_text())
 
     return save
-
-
-refused = partial(refusal, verify_result, error=FolderMismatchError)
 
 
 def test_save_result_reports_every_layer_and_what_was_measured(tmp_path, saved):
@@ -198,7 +194,7 @@ def altered(name, **settings):
 def test_verify_result_names_what_changed_or_is_missing(tmp_path, saved, change, message):
     saved(tmp_path)
     change(tmp_path)
-    assert message in refused(tmp_path)
+    assert message in refusal(verify_result, tmp_path, error=FolderMismatchError)
 
 
 @pytest.mark.parametrize(
