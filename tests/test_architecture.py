@@ -165,15 +165,11 @@ def test_files_neither_evaluate_text_nor_unpickle_nor_trust_remote_code():
     for file in OURS + files("benchmarks", "scripts"):
         assert packages_imported_by(file) & UNSAFE_IMPORTS == set(), file
         for node in ast.walk(syntax(file)):
-            check_safe(file, node)
-
-
-def check_safe(file: str, node: ast.AST) -> None:
-    if isinstance(node, ast.Call) and dotted(node.func) in UNSAFE_CALLS:
-        assert (file, dotted(node.func)) == (TENSOR_READER, "torch.load")
-        assert "weights_only=True" in ast.unparse(node)
-    if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-        assert isinstance(node.value, ast.Constant) and node.value.value is False, file
+            if isinstance(node, ast.Call) and dotted(node.func) in UNSAFE_CALLS:
+                assert (file, dotted(node.func)) == (TENSOR_READER, "torch.load")
+                assert "weights_only=True" in ast.unparse(node)
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, file
 
 
 def test_files_name_nothing_that_lies_beside_the_project():

@@ -13,11 +13,7 @@ import search_process
 from report_run import STATUS, records_of, write_run
 
 from prunevolve import run_prune
-from prunevolve.command_line import (
-    NOTHING_WRITTEN,
-    check_interrupt,
-    interruptible,
-)
+from prunevolve.command_line import NOTHING_WRITTEN, check_interrupt, interruptible
 from prunevolve.search import command as run_search
 
 ROOT = Path(__file__).parents[1]
@@ -35,14 +31,17 @@ def launched(script, *words, folder=ROOT, **environment):
     return search_process.run(command, cwd=folder, env=settings)
 
 
+def run_without(libraries, script, *words, folder=ROOT):
+    """Run a script where whatever imports one of some libraries fails."""
+    begin = f"import sys; sys.modules.update(dict.fromkeys({libraries.split()}))"
+    start = f"from prunevolve import {script}; {script}.main()"
+    return launched("-c", f"{begin}; {start}", *words, folder=folder)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--version", 0), ("--nonsense", 2)])
 def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, option, code):
-    # Whatever imports one of these fails here.
-    heavy = "torch=None, transformers=None, numpy=None, ray=None, deap=None, datasets=None"
-    begin = f"from prunevolve import {script}; {script}.main()"
-    broken = f"import sys; sys.modules.update({heavy}); {begin}"
-    run = launched("-c", broken, option)
+    run = run_without("torch transformers numpy ray deap datasets", script, option)
     assert run.returncode == code
     assert len(run.stderr.splitlines()) == (0 if code == 0 else 1)
     told = {"--help": "3 interrupted, resumable", "--version": f"prunevolve {VERSION}\n"}
@@ -51,24 +50,17 @@ def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, 
 
 @pytest.mark.parametrize("missing", ["deap", "sympy"])  # transformers imports the latter, lazily
 def test_search_without_its_libraries_ends_at_once_with_the_way_out(tmp_path, missing):
-    begin = f"import sys; sys.modules.update({missing}=None)"
-    run = launched(
-        "-c", f"{begin}; from prunevolve import run_search as r; r.main()", folder=tmp_path
-    )
+    run = run_without(missing, "run_search", folder=tmp_path)
     assert (run.returncode, run.stdout) == (2, "")
-    assert (
-        run.stderr
-        == f"error: {missing} must be installed for this: pip install 'prunevolve[search]'\n"
-    )
+    way_out = "must be installed for this: pip install 'prunevolve[search]'"
+    assert run.stderr == f"error: {missing} {way_out}\n"
     assert not any(tmp_path.iterdir())
 
 
 def test_status_is_shown_without_the_libraries_of_a_search(tmp_path):
     with closing(write_run(tmp_path / "run", records_of(6))) as folder:
         folder.write_json("status.json", {**STATUS, "state": "running", "written": "now", "of": 9})
-    begin = "import sys; sys.modules.update(deap=None, ray=None)"
-    words = "from prunevolve import run_search as r; r.main()"
-    run = launched("-c", f"{begin}; {words}", "--status", "run", folder=tmp_path)
+    run = run_without("deap ray", "run_search", "--status", "run", folder=tmp_path)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith("run: stopped while running; resume with ")
 

@@ -77,9 +77,7 @@ def test_links_lead_to_files_and_headings(document):
         page = folder / file if file else ROOT / document
         assert page.exists(), target
         if anchor:
-            headings = re.findall(
-                r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE
-            )
+            headings = re.findall("^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
             # GitHub's: lower case, no punctuation, hyphens for spaces.
             anchors = [re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings]
             assert anchor in anchors, target
@@ -94,9 +92,8 @@ def test_readme_says_what_the_two_real_models_are():
 def test_apply_names_the_models_that_are_supported_and_the_transformers():
     (line,) = [x for x in text_of("docs/APPLY.md").splitlines() if x.startswith("**Models**")]
     named, _, by = line.partition(", by ")
-    assert {*re.findall(r"\b[a-z]+\d?(?:_text)?\b", named.partition(" is ")[2])} - {
-        "or"
-    } == FAMILIES
+    words = re.findall(r"\b[a-z]+\d?(?:_text)?\b", named.partition(" is ")[2])
+    assert {*words} - {"or"} == FAMILIES
     assert '"transformers>=5.6,<6"' in text_of("pyproject.toml")
     assert by.startswith("transformers 5.6 or later of version 5.")
 

@@ -1,25 +1,46 @@
-"""The engine on another device gives what it gives on the CPU: on CUDA, and on a pretended one."""
+"""Whole prunings and a search on another device end as on the CPU: on CUDA, and on a stand-in.
+
+The stand-in refuses what mixes devices, so it shows what was forgotten. It shows no kernel, no
+speed, no memory and no half precision of a GPU.
+"""
+
+import json
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
+import search_process
 import torch
 from far_device import CUDA, far_device
-from toy_models import toy_model, toy_windows
-from toy_setup import embedded_setup, made_of
+from toy_models import tensors_of, toy_model, toy_windows, weights_of
 
-from prunevolve.pruning.checkpoint import Checkpoint
+from prunevolve import evolve, prune, read_config, run_prune
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
-from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.models import linear_layers, load_config
-from prunevolve.pruning.passes import Procedure
-from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.run.job import procedure_of
-from prunevolve.pruning.run.options import Method
-from prunevolve.pruning.statistics import STATISTICS
-from prunevolve.pruning.store import FolderStore, ResidentStore
 from prunevolve.pruning.stream import Stream
-from prunevolve.search.records import Candidate
+from prunevolve.search import run
+from prunevolve.search.experiment import resolve
+from prunevolve.search.run_folder import RunFolder
 
-MODEL = Target(0.37, Model())
+PRUNINGS = {
+    "row": "--metric wanda --group row",
+    "statistics": "--metric W*(G+X+V+H+abs(M)+B+D+I)",
+    "layer": "--metric magnitude --group layer",
+    "model": "--metric snip --group model",
+    "2:4": "--metric gblm --pattern 2:4",
+    "own masks": "--metric sparsegpt",
+    "update": "--metric wanda --update sparsegpt",
+    "training": "--metric wanda --update reconstruct",
+    "owl": "--metric wanda --allocation owl",
+    "sequential": "--metric wanda --propagation sequential",
+    "fast": "--recipe fast",
+}
+WINDOWS = (
+    "--samples 4 --seqlen 32 --corpus embedded --split calibration[:9%] "
+    "--eval-windows 4 --eval-corpus embedded --eval-split report[:9%]"
+)
+
 
 # Now, while tests are collected: torch asks for devices once, at the first gradient.
 FAR = far_device()
@@ -31,8 +52,62 @@ def device(request):
     return request.param
 
 
+@pytest.fixture
+def pruned(tiny_llama_dir, tmp_path):
+    """Prune a small model into tmp_path/`name`; return what was said on the way."""
+
+    def run(name: str, device: str, words: str, code: int = 0) -> str:
+        fixed = f"--model {tiny_llama_dir} --device {device} --out {tmp_path / name} {WINDOWS}"
+        return search_process.started(run_prune, *f"{fixed} {words}".split(), code=code)[1]
+
+    return run
+
+
+def assert_as_on_the_cpu(out: Path, exact: bool = False) -> None:
+    """See that two folders have nearly the same zeros, or exactly, and perplexities."""
+    cpu, other = (tensors_of(out / place) for place in ("cpu", "device"))
+    assert cpu.keys() == other.keys()
+    apart = torch.cat([((cpu[name] == 0) != (other[name] == 0)).flatten() for name in cpu])
+    # A near tie may fall the other way where sums run in another order.
+    assert apart.float().mean() <= (0 if exact else 0.01)
+    reports = [json.loads((out / x / "pruning_report.json").read_text()) for x in ("cpu", "device")]
+    for name in ("dense_perplexity", "pruned_perplexity"):
+        assert reports[1][name] == pytest.approx(reports[0][name], rel=1e-3)
+
+
+@pytest.mark.parametrize("way", PRUNINGS)
+def test_pruning_ends_as_on_the_cpu(pruned, tmp_path, device, way):
+    pruned("cpu", "cpu", PRUNINGS[way])
+    pruned("device", device, PRUNINGS[way])
+    assert_as_on_the_cpu(tmp_path, exact=way == "layer")  # whose scores are no sums
+
+
+def test_streamed_pruning_ends_as_on_the_cpu(pruned, tmp_path, device):
+    pruned("cpu", "cpu", PRUNINGS["fast"])
+    refusal = pruned("device", device, f"{PRUNINGS['fast']} --max-memory 1KiB", code=2)
+    least = re.search("must be at least ([0-9]+) KiB", refusal)[1]
+    told = pruned("device", device, f"{PRUNINGS['fast']} --max-memory {least}KiB")
+    assert "plan: streamed, one block at a time" in told
+    assert_as_on_the_cpu(tmp_path)
+
+
+@pytest.mark.parametrize("device", [CUDA, pytest.param(FAR, marks=pytest.mark.slow)], indirect=True)
+def test_search_ends_as_on_the_cpu(monkeypatch, tmp_path, device):
+    settings = [*search_process.SIZES, "search.candidates=14", "ray.workers=0"]
+    fitness = []
+    for place in ("cpu", device):
+        elsewhere = partial(replace, device=place)
+        monkeypatch.setattr(run, "resolve", lambda config, to=elsewhere: to(resolve(config)))
+        result = evolve(read_config("embedded", settings), tmp_path / place)
+        assert (result.folder / "report.html").exists()
+        records = RunFolder.look(result.folder).records()
+        fitness.append([-1 if record.fitness is None else record.fitness for record in records])
+    assert fitness[1] == pytest.approx(fitness[0], rel=5e-3)
+
+
 @pytest.mark.parametrize(
-    "target", [Target(0.5, Row()), Target(0.6, Layer()), Target(0.5, NOfM(2, 4)), MODEL]
+    "target",
+    [Target(0.5, Row()), Target(0.6, Layer()), Target(0.5, NOfM(2, 4)), Target(0.37, Model())],
 )
 def test_masks_are_those_of_the_cpu(target, device):
     # One decimal: many ties.
@@ -42,40 +117,6 @@ def test_masks_are_those_of_the_cpu(target, device):
     elsewhere = dict(target.group.select(lambda name: layers[name].to(device), fractions))
     for name, mask in target.group.select(layers.__getitem__, fractions):
         assert torch.equal(elsewhere[name].cpu(), mask)
-
-
-@pytest.mark.parametrize("device", [CUDA, pytest.param(FAR, marks=pytest.mark.slow)], indirect=True)
-def test_an_evaluator_measures_what_it_measures_on_the_cpu(device):
-    metric, outcomes = "mul(W, add(mul(0.5, B), quot(V, rowsum(X))))", []
-    for place in ("cpu", device):
-        settings = ("tasks=[{}, {pattern: '2:4'}]", "search.stages=[1]")
-        terminals = "".join(STATISTICS)
-        evaluator = made_of(embedded_setup(*settings, terminals=terminals, device=place))
-        outcomes.append(evaluator.evaluate(Candidate(0, Criterion.parse(metric, "model"))))
-    assert outcomes[1].kind == outcomes[0].kind
-    # A near tie may fall the other way where sums run in another order.
-    assert outcomes[1].rises == pytest.approx(outcomes[0].rises, rel=5e-3)
-
-
-@pytest.mark.parametrize(("group", "held"), [(Row(), 0), (Model(), 2)])
-def test_folder_pruned_with_blocks_elsewhere_is_that_of_the_cpu(tmp_path, group, held, device):
-    toy_model("llama").save_pretrained(tmp_path / "dense", max_shard_size="4KB")
-    zeros = []
-    for place in ("cpu", device):
-        shards = tmp_path / place
-        shards.mkdir()
-        store = FolderStore(
-            Checkpoint(tmp_path / "dense"),
-            load_config(str(tmp_path / "dense")),
-            *("float32", place, shards, held),
-        )
-        metric = Metric.parse("mul(W, add(G, mul(X, abs(M))))")
-        prune(store, Procedure(metric, Target(0.5, group)), {"calibration": toy_windows()})
-        weights = [Checkpoint(store.shard(block)) for block in store.blocks]
-        read = [one.read(name).flatten() for one in weights for name in one.entries]
-        zeros.append(torch.cat(read) == 0)
-    # A near tie may fall the other way where sums run in another order.
-    assert (zeros[0] != zeros[1]).float().mean() < 0.01
 
 
 def test_states_are_put_aside_while_the_device_goes_on(device):
@@ -99,24 +140,20 @@ def test_states_are_put_aside_while_the_device_goes_on(device):
 
 
 @pytest.mark.parametrize(
-    ("methods", "own_masks"),
+    ("metric", "methods"),
     [
-        ({}, True),
-        ({"update": "sparsegpt"}, False),
-        ({"update": "reconstruct", "allocation": "owl"}, False),
+        ("sparsegpt", {}),
+        ("wanda", {"group": "layer", "update": "sparsegpt"}),
+        ("wanda", {"group": "layer", "update": "reconstruct", "allocation": "owl"}),
     ],
     ids=str,
 )
-def test_methods_around_a_metric_give_near_what_they_give_on_the_cpu(methods, own_masks, device):
+def test_model_that_is_on_the_device_ends_as_on_the_cpu(metric, methods, device):
     weights = []
     for place in ("cpu", device):
         model = toy_model("llama").to(place)
-        recipe = procedure_of(
-            Method(**methods), Criterion.parse("mul(W, sqrt(X))", "layer"), own_masks
-        )
-        prune(ResidentStore(model), recipe, {"calibration": toy_windows(count=4)})
-        layers = linear_layers(model).values()
-        weights.append(torch.cat([layer.weight.detach().flatten().cpu() for layer in layers]))
+        prune(model, metric, toy_windows(count=4), **methods)
+        weights.append(torch.cat([x.flatten().cpu() for x in weights_of(model).values()]))
     one, other = weights
     assert ((one == 0) != (other == 0)).float().mean() < 0.02
     assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.99

@@ -89,22 +89,21 @@ def test_model_with_pickled_weights_alone_is_refused(refused, refused_model, mod
     assert message == refused(run_search, "--validate", "--set", f"model={model_copy}", *short)
 
 
-def test_model_with_an_index_that_leads_elsewhere_is_refused(refused_model, model_copy):
-    index = model_copy / "model.safetensors.index.json"
-    index.write_text('{"weight_map": {"a": "../model.safetensors"}}')
-    assert "must have a weight_map to files beside it" in refused_model()
-
-
-@pytest.mark.parametrize("content", ["[]", '{"a": ' * 100_000], ids=range(2))
-def test_model_with_broken_json_is_refused(refused_model, model_copy, content):
-    (model_copy / "config.json").write_text(content)
-    assert str(model_copy) in refused_model()
-
-
-@pytest.mark.parametrize("content", [b"", (2**60).to_bytes(8, "little") + b"{}"], ids=len)
-def test_model_with_a_header_that_lies_is_refused(refused_model, model_copy, content):
-    (model_copy / "model.safetensors").write_bytes(content)
-    assert "is torn or not a safetensors file" in refused_model()
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "../a"}}', "must have a weight_m"),
+        ("config.json", b"[]", "model '"),
+        ("config.json", b'{"a": ' * 100_000, "model '"),
+        ("model.safetensors", b"", "is torn or not a safetensors file"),
+        ("model.safetensors", (2**60).to_bytes(8, "little") + b"{}", "is torn or not a safetens"),
+    ],
+    ids=range(5),
+)
+def test_model_with_a_broken_file_is_refused(refused_model, model_copy, name, content, problem):
+    (model_copy / name).write_bytes(content)
+    message = refused_model()
+    assert problem in message and str(model_copy) in message
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,15 @@ from huggingface_hub import constants
 from refusals import refusal
 from search_process import started
 from toy_models import toy_model
+from toy_setup import small
 
 from prunevolve import run_prune
 from prunevolve.pruning.models import find_model, load_model, pinned
 from prunevolve.search import command as run_search
 
 FIRST, SECOND = "1" * 40, "2" * 40
-SMALL = [
-    *("model=owner/tiny", "ray.workers=0", "search.population=4", "search.stages=[1]"),
-    *("fitness.windows=3", "fitness.length=16", "calibration.windows=2", "calibration.length=16"),
-    *("selection.windows=3", "selection.length=16", "selection.model=owner/tiny"),
-    *("report.windows=3", "report.length=16"),
-]
+SMALL = ["model=owner/tiny", "ray.workers=0", "search.population=4", "search.stages=[1]"]
+SMALL += ["selection.model=owner/tiny", *small(3, length=16)]
 
 
 @pytest.fixture
@@ -64,13 +61,12 @@ def test_recipe_repeats_the_commit_it_was_made_from(point_main_at, tmp_path):
     small = ["--metric", "magnitude", "--seqlen", 16, "--eval-windows", 2]
     started(run_prune, "--model", "owner/tiny", *small, "--out", tmp_path / "made")
     recipe = tmp_path / "made/pruning_recipe.json"
-    assert json.loads(recipe.read_text(encoding="utf-8"))["revision"] == FIRST
+    assert json.loads(recipe.read_text())["revision"] == FIRST
 
     point_main_at(SECOND)
     started(run_prune, "--recipe", recipe, "--out", tmp_path / "again")
     assert (tmp_path / "again/pruning_recipe.json").read_text() == recipe.read_text()
-    other = ["--recipe", recipe, "--revision", "main", "--out", tmp_path / "other"]
-    started(run_prune, *other)
+    started(run_prune, "--recipe", recipe, "--revision", "main", "--out", tmp_path / "other")
     assert json.loads((tmp_path / "other/pruning_recipe.json").read_text())["revision"] == SECOND
 
 
@@ -81,9 +77,7 @@ def test_resume_is_on_the_commit_that_it_began_with(point_main_at, tmp_path):
     settings = [f"--set={setting}" for setting in [*SMALL, "search.candidates=4"]]
     started(run_search, "--out", out, *settings)
     # The command that applies the metric names it.
-    assert f"<span>--model</span> owner/tiny@{FIRST}" in (out / "report.html").read_text(
-        encoding="utf-8"
-    )
+    assert f"<span>--model</span> owner/tiny@{FIRST}" in (out / "report.html").read_text()
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     assert config["model"] == f"owner/tiny@{FIRST}"
     assert config["selection"]["model"] == [f"owner/tiny@{FIRST}"]

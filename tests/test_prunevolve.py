@@ -9,18 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from doc_examples import blocks_of, run_examples
+from toy_setup import small
 
 import prunevolve
 from prunevolve import evolve, resume
 from prunevolve.configs import schema
 
 PAGE = Path(prunevolve.__file__).parents[1] / "docs/PYTHON.md"
-SMALL = [
-    *("ray.workers=0", "search.candidates=8", "search.population=4", "search.stages=[1]"),
-    *("search.lag=2", "fitness.windows=2", "fitness.length=32", "calibration.windows=1"),
-    *("calibration.length=32", "selection.windows=2", "selection.length=32"),
-    *("report.windows=2", "report.length=32"),
-]
+SMALL = ["ray.workers=0", "search.candidates=8", "search.population=4", "search.stages=[1]"]
+SMALL += ["search.lag=2", *small(2)]
 
 
 def config(*more):
@@ -53,10 +50,8 @@ def test_run_gives_every_record_in_order_and_the_winner_and_prints_nothing(finis
 class Allocated(Structure):
     """The beginning of glibc's `struct mallinfo2`."""
 
-    _fields_ = [(name, c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")]
-    _fields_ += [
-        (name, c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keep")
-    ]
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keep"
+    _fields_ = [(name, c_size_t) for name in names.split()]
 
 
 def blocks_of_their_own():

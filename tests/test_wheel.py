@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from toy_setup import small
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("configs", "evaluation", "pruning", "search")
@@ -37,12 +38,8 @@ evolution = prunevolve.search.evolution.Evolution
 print(search.NAME, report.sparsity > 0, evolution.__name__)
 """
 
-SMALL = (
-    *("ray.workers=1", "search.candidates=4", "search.population=4", "search.stages=[1]"),
-    *("search.lag=2", "fitness.windows=2", "fitness.length=32", "calibration.windows=1"),
-    *("calibration.length=32", "selection.windows=2", "selection.length=32"),
-    *("report.windows=2", "report.length=32"),
-)
+SMALL = ["ray.workers=1", "search.candidates=4", "search.population=4", "search.stages=[1]"]
+SMALL += ["search.lag=2", *small(2)]
 
 
 def done(*command, **more):

@@ -5,7 +5,6 @@ import math
 import signal
 import sys
 import weakref
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,6 @@ from prunevolve.evaluation import zero_shot
 from prunevolve.pruning.models import load_model, load_tokenizer
 from prunevolve.pruning.run import command
 from prunevolve.pruning.run.verify import verify_result
-
-needs_lm_eval = pytest.mark.skipif(not find_spec("lm_eval"), reason="no lm-eval")
 
 QUESTIONS = [
     ("The while statement is used for repeated", [" execution", " import statement", " a"]),
@@ -53,7 +50,8 @@ metadata:
 
 
 def write_task(folder: Path, examples: int = 0) -> Path:
-    """Write a task file and its data into a folder, and return the file."""
+    """Write a task file and its data into a folder, and return the file, if there is lm-eval."""
+    pytest.importorskip("lm_eval")
     rows = [{"question": text, "choices": answers, "answer": 0} for text, answers in QUESTIONS]
     data, task = folder / "facts.jsonl", folder / "facts.yaml"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -101,7 +99,6 @@ def accuracies(place: str) -> dict[str, float]:
     return {metric: count / len(QUESTIONS) for metric, count in right.items()}
 
 
-@needs_lm_eval
 def test_zero_shot_reports_both_models_with_each_accuracy_in_its_row(pruned):
     folder, out, *_ = pruned
     found = report_of(folder)["zero_shot"]
@@ -121,7 +118,6 @@ def test_zero_shot_reports_both_models_with_each_accuracy_in_its_row(pruned):
     assert "\n".join(zero_shot.lines(report_of(folder))) in card
 
 
-@needs_lm_eval
 def test_zero_shot_evaluates_any_folder_without_examples_whatever_the_task_says(pruned, tmp_path):
     folder, *_ = pruned
     task = write_task(tmp_path, examples=2)
@@ -132,7 +128,6 @@ def test_zero_shot_evaluates_any_folder_without_examples_whatever_the_task_says(
     assert before["zero_shot"]["pruned"]["table"] in err
 
 
-@needs_lm_eval
 def test_zero_shot_never_has_two_models_in_memory(tmp_path, monkeypatch):
     loaded = []
 
@@ -147,7 +142,6 @@ def test_zero_shot_never_has_two_models_in_memory(tmp_path, monkeypatch):
     assert len(loaded) == 2
 
 
-@needs_lm_eval
 def test_zero_shot_results_survive_an_interrupt(pruned, tmp_path, monkeypatch):
     folder, _, task = pruned
     with monkeypatch.context() as patched:
@@ -160,7 +154,6 @@ def test_zero_shot_results_survive_an_interrupt(pruned, tmp_path, monkeypatch):
     assert verify_result(tmp_path / "out") == report_of(folder)
 
 
-@needs_lm_eval
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
@@ -178,9 +171,9 @@ def test_zero_shot_says_a_mistake_in_one_line_before_any_work(tmp_path, lost, me
     assert not (tmp_path / "out").exists()
 
 
-@needs_lm_eval
 @pytest.mark.slow  # lm-eval reads its 14,000 task files
 def test_zero_shot_knows_lm_evals_tasks_and_a_near_name(tmp_path):
+    pytest.importorskip("lm_eval")
     out, _ = prune(tmp_path / "out", "--zero-shot", "boolq,arc_easy", "--validate")
     assert out.splitlines()[0] == "data sets of zero-shot tasks boolq, arc_easy: not checked"
     _, err = prune(tmp_path / "out", "--zero-shot", "boolq, helaswag", code=2)

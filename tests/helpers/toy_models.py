@@ -117,11 +117,13 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     return {name: t for path in folder.glob("*.safetensors") for name, t in load_file(path).items()}
 
 
-def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    """Let a function change the tensors of a model of one file."""
-    weights = tensors_of(folder)
+def change_weights(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], file: str = "model.safetensors"
+) -> None:
+    """Let a function change the tensors of one of a model's files."""
+    weights = load_file(folder / file)
     change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / file, metadata={"format": "pt"})
 
 
 def change_json(path: Path, **settings: Any) -> None:

@@ -21,18 +21,13 @@ LAYERS = {
 SIZES = {x: y.weight.numel() for of_block in LAYERS.values() for x, y in of_block.items()}
 
 
-def scores_with(outliers):
-    """Return scores of 1 with some of 1,000 in each layer."""
-    return lambda layer: torch.where(torch.arange(SIZES[layer]) < outliers[layer], 1000.0, 1.0)
-
-
-def mean_of(fractions):
-    return sum(SIZES[layer] * fractions[layer] for layer in SIZES) / sum(SIZES.values())
-
-
 @pytest.mark.parametrize("group", [Row(), Layer()])
 def test_owl_keeps_more_of_the_block_with_more_outliers(group):
-    score = scores_with({"a": 1, "b": 2, "c": 6, "d": 1})
+    outliers = {"a": 1, "b": 2, "c": 6, "d": 1}
+
+    def score(layer):
+        return torch.where(torch.arange(SIZES[layer]) < outliers[layer], 1000.0, 1.0)
+
     fractions = by_outliers(LAYERS, score, Target(0.6, group))
     # 3 of 256 scores are outliers in the first block and 7 of 328 in the second: the ends of a
     # range of 0.16. The shift makes the mean over all weights the sparsity.
@@ -45,7 +40,8 @@ def test_owl_keeps_more_of_the_block_with_more_outliers(group):
 @pytest.mark.parametrize("sparsity", [0.05, 0.5, 0.95])
 def test_shifted_values_have_the_sparsity_as_their_mean_within_their_limits(sparsity):
     values = shifted({"a": -3.0, "b": 0.1, "c": 0.2, "d": 7.0}, SIZES, sparsity)
-    assert mean_of(values) == pytest.approx(sparsity)
+    mean = sum(SIZES[layer] * values[layer] for layer in SIZES) / sum(SIZES.values())
+    assert mean == pytest.approx(sparsity)
     assert all(0 <= value <= 0.99 for value in values.values())
     assert values["a"] <= values["b"] <= values["c"] <= values["d"]
 

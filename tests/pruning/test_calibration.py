@@ -22,7 +22,6 @@ from prunevolve.pruning.statistics import (
 )
 from prunevolve.pruning.store import ResidentStore
 
-BOTH = frozenset({"X", "G"})
 ALL = frozenset(STATISTICS)
 
 
@@ -91,8 +90,9 @@ def test_depth_and_influence_are_those_of_the_block(family):
             assert influences.pop() == pytest.approx(1 - cosines.mean().item(), abs=1e-5)
 
 
-def test_inverse_gram_diagonal_is_finite_where_no_input_was_other_than_zero():
+def test_inverse_gram_diagonal_is_finite_where_inputs_are_also_if_they_are_zero():
     assert torch.isfinite(gram_terminal(torch.zeros(3, 4))).all()
+    assert not torch.isfinite(gram_terminal(torch.full((3, 2), torch.inf))).any()  # and it ends
     one_dead = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     one_dead[:, 2] = 0
     found = gram_terminal(one_dead)
@@ -107,10 +107,6 @@ def test_inverse_gram_diagonal_is_damped_more_where_fp32_needs_it():
     assert torch.isfinite(found).all() and (found > 0).all()
 
 
-def test_inverse_gram_diagonal_of_inputs_that_are_not_finite_ends():
-    assert not torch.isfinite(gram_terminal(torch.full((3, 2), float("inf")))).any()
-
-
 def test_variance_holds_where_a_channel_is_far_from_zero():
     # In fp32 the mean square of 4096 and its neighbours is coarser than their variance.
     layer = torch.nn.Linear(1, 1, bias=False)
@@ -123,14 +119,17 @@ def test_variance_holds_where_a_channel_is_far_from_zero():
 
 
 @pytest.mark.parametrize("terminals", ["", "W", *"XGVBHM", "WX", "XG", "VB", "GM", "BG", "WXGVBHM"])
-def test_what_is_named_is_collected_as_if_alone(terminals):
+def test_what_is_named_is_collected_as_if_alone_also_where_gradients_are_off(terminals):
     model = toy_model("llama")
     together = collect(ResidentStore(model), toy_windows(), ALL)
-    found = collect(ResidentStore(model), toy_windows(), frozenset(terminals))
+    with torch.no_grad():
+        found = collect(ResidentStore(model), toy_windows(), frozenset(terminals))
+        assert not torch.is_grad_enabled()
     named = STATISTICS & set(terminals)
     assert set(found) == {f"{x}/{layer}" for x in named for layer in linear_layers(model)}
     for key, statistic in found.items():
         assert_close(statistic, together[key])
+        assert not statistic.requires_grad
 
 
 @pytest.mark.parametrize("windows", [toy_windows(), torch.tensor([[0, VOCABULARY]])])
@@ -148,16 +147,6 @@ def test_collect_leaves_the_model_as_it_was_after_a_failure_too(windows):
     assert not any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())
     for layer in linear_layers(model).values():
         assert not layer.weight._post_accumulate_grad_hooks
-
-
-def test_collect_works_whether_or_not_gradients_are_enabled_outside():
-    model, windows = toy_model("llama"), toy_windows()
-    expected = collect(ResidentStore(model), windows, BOTH)
-    with torch.no_grad():
-        actual = collect(ResidentStore(model), windows, BOTH)
-        assert not torch.is_grad_enabled()
-    assert_same_tensors(actual, expected)
-    assert not any(statistic.requires_grad for statistic in actual.values())
 
 
 def test_statistics_of_a_bf16_model_are_fp32_and_close_to_those_of_fp32():

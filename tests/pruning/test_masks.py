@@ -1,6 +1,7 @@
 """Masks: which weights go, in each comparison group, to the last tie."""
 
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -9,15 +10,7 @@ from hypothesis import strategies as st
 from refusals import refusal
 
 from prunevolve.pruning import ranking
-from prunevolve.pruning.masks import (
-    Layer,
-    Model,
-    NOfM,
-    Row,
-    Target,
-    group_of,
-    parse_pattern,
-)
+from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target, group_of, parse_pattern
 
 EXAMPLES = settings(deadline=None, max_examples=50)
 
@@ -34,22 +27,6 @@ def matrices(draw, lengths=LENGTHS):
     rows, columns = draw(st.integers(1, 4)), draw(lengths)
     flat = draw(st.lists(SCORES, min_size=rows * columns, max_size=rows * columns))
     return torch.tensor(flat, dtype=torch.float32).reshape(rows, columns)
-
-
-class Lazy(dict):
-    """Scores made anew at each request; counts requests, and those still alive at each."""
-
-    def __init__(self, scores):
-        super().__init__(scores)
-        self.requests = dict.fromkeys(scores, 0)
-        self.given, self.alive = [], []
-
-    def __getitem__(self, name):
-        self.alive.append(sum(reference() is not None for reference in self.given))
-        self.requests[name] += 1
-        scores = super().__getitem__(name).clone()
-        self.given.append(weakref.ref(scores))
-        return scores
 
 
 def stable_lowest(values, count):
@@ -155,17 +132,24 @@ def test_select_in_the_model_takes_the_mean_of_the_fractions_by_size():
 
 
 def test_select_asks_for_scores_when_a_mask_is_due_and_in_the_model_twice_at_the_call():
-    lazy = Lazy({name: torch.rand(64, 64) for name in "abcdef"})
-    masks = Model().select(lazy.__getitem__, dict.fromkeys(lazy, 0.5))
-    assert lazy.requests == dict.fromkeys("abcdef", 2)
+    requests, given = Counter(), []
+
+    def score(name):
+        assert sum(reference() is not None for reference in given) <= 1
+        requests[name] += 1
+        scores = torch.rand(64, 64)
+        given.append(weakref.ref(scores))
+        return scores
+
+    fractions = dict.fromkeys("abcdef", 0.5)
+    masks = Model().select(score, fractions)
+    assert requests == dict.fromkeys("abcdef", 2)
     next(masks)
-    assert lazy.requests == dict.fromkeys("bcdef", 2) | {"a": 3}
+    assert requests == dict.fromkeys("bcdef", 2) | {"a": 3}
     dict(masks)
-    assert max(lazy.alive) <= 1
-    assert list(Model().select(lazy.__getitem__, {})) == []
-    masks = Row().select(lazy.__getitem__, dict.fromkeys(lazy, 0.5))
-    next(masks)
-    assert lazy.requests == dict.fromkeys("bcdef", 3) | {"a": 4}
+    assert list(Model().select(score, {})) == []
+    next(Row().select(score, fractions))
+    assert requests == dict.fromkeys("bcdef", 3) | {"a": 4}
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1])

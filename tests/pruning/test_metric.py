@@ -52,6 +52,7 @@ def test_release_json_of_the_published_metric():
 
 
 def test_leaves_size_and_depth_whatever_the_spacing():
+    assert Metric.parse("abs(" * MAX_DEPTH + "W" + ")" * MAX_DEPTH).depth == MAX_DEPTH
     metric = Metric.parse("  add (W,\n\tneg(neg( neg(X) )))\n")
     assert metric.text == "add(W, neg(neg(neg(X))))"
     assert (metric.terminals, metric.size, metric.depth) == (frozenset("WX"), 6, 4)
@@ -63,10 +64,8 @@ def test_leaves_size_and_depth_whatever_the_spacing():
 def test_shape_agrees_with_the_scores_tensor(metric):
     generator = torch.Generator().manual_seed(0)
     terminals = {
-        name: torch.rand(
-            3 if terminal.shape[0] else 1, 5 if terminal.shape[1] else 1, generator=generator
-        )
-        for name, terminal in TERMINALS.items()
+        name: torch.rand(1 + 2 * by_output, 1 + 4 * by_input, generator=generator)
+        for name, (by_output, by_input) in ((name, x.shape) for name, x in TERMINALS.items())
     }
     scores = metric.score(**terminals)
     divides = any(node.name in ("div", "divrms") for node in metric.nodes())
@@ -160,6 +159,7 @@ def test_score_refuses_shapes_that_do_not_go_together():
         ("mul(W, G, **X)", 1, "this is neither a call nor a terminal; "),
         ("W | G", 1, "this is neither a call nor a terminal; "),
         ("*".join("W" * 34), 1, "this is deeper than 32 levels"),
+        ("abs(" * 33 + "W" + ")" * 33, 133, "this is deeper than 32 levels"),
         ("(" * 30 + "M" + "**5)" * 30, 1, "this is deeper than 32 levels"),
     ],
 )
@@ -195,12 +195,6 @@ def test_parse_does_not_look_into_a_text_that_is_too_long():
 )
 def test_read_tree_refuses_what_is_no_node_of_the_release(tree):
     assert refusal(read_tree, tree).startswith("metric: a tree must have nodes ")
-
-
-def test_text_is_read_down_to_the_depth_limit_and_no_deeper():
-    assert Metric.parse("abs(" * MAX_DEPTH + "W" + ")" * MAX_DEPTH).depth == MAX_DEPTH
-    message = refusal(Metric.parse, "abs(" * 33 + "W" + ")" * 33)
-    assert message.endswith("at column 133: this is deeper than 32 levels")
 
 
 def test_criterion_reads_metric_and_group_and_refuses_what_cannot_rank():

@@ -74,42 +74,31 @@ def test_resolve_metric_takes_a_row_of_a_runs_hall_of_fame_by_its_name(tmp_path)
 
 @pytest.mark.parametrize(("given", "near"), [("wnada", "wanda"), ("sparse-gpt", "sparsegpt")])
 def test_resolve_metric_offers_a_near_name(given, near):
-    message = refusal(resolve_metric, given)
-    assert message.startswith(
-        f"metric {given!r} is no known name or file: did you mean {near}? or "
-    )
-    assert f", {near}, " in message
+    found = refusal(resolve_metric, given)
+    assert found.startswith(f"metric {given!r} is no known name or file: did you mean {near}? or ")
+    assert f", {near}, " in found
 
 
 def test_resolve_metric_says_what_a_folder_lacks(tmp_path):
-    expected = (
-        f"metric {str(tmp_path)!r} is a folder without best_metric.json, which a run has once"
-    )
-    assert refusal(resolve_metric, str(tmp_path)).startswith(expected)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"group": ["row"]}, "group must be one of row, layer, model, got ['row']"),
-        ({"schema": 2}, "schema must be 1, it is from another version"),
-        ({"metric": 5, "tree": None}, "it has neither a string 'metric' nor a tree's 'data'"),
-        ({"metric": "mul(W, X)"}, "'metric' and 'tree' differ"),
-    ],
-)
-def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, changes, message):
-    assert message in refusal(resolve_metric, str(best_metric(tmp_path, **changes)))
+    problem = "is a folder without best_metric.json, which a run has once"
+    found = refusal(resolve_metric, str(tmp_path))
+    assert found.startswith(f"metric {str(tmp_path)!r} {problem}")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({"group": ["row"]}, "group must be one of row, layer, model, got ['row']"),
+        ({"schema": 2}, "schema must be 1, it is from another version"),
+        ({"metric": 5, "tree": None}, "it has neither a string 'metric' nor a tree's 'data'"),
+        ({"metric": "mul(W, X)"}, "'metric' and 'tree' differ"),
         (b'{"data": ' * 200_000, "is no JSON, or nested too deeply"),
         (b"\xff\xfe", "'utf-8' codec can't decode byte 0xff"),
         (b" " * (MOST_BYTES + 1), f"is longer than {MOST_BYTES} bytes: not read"),
     ],
 )
-def test_resolve_metric_refuses_a_hostile_file(tmp_path, content, message):
-    path = tmp_path / "best_metric.json"
-    path.write_bytes(content)
+def test_resolve_metric_names_what_is_wrong_in_a_file(tmp_path, content, message):
+    path = best_metric(tmp_path, **content if isinstance(content, dict) else {})
+    if isinstance(content, bytes):
+        path.write_bytes(content)
     assert message in refusal(resolve_metric, str(path))

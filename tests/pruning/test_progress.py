@@ -17,12 +17,8 @@ def clock(monkeypatch):
     return now
 
 
-@pytest.fixture
-def plain():
-    return PlainConsole(io.StringIO())
-
-
-def test_lines_grow_rarer_the_longer_a_stage_takes(clock, plain):
+def test_lines_grow_rarer_the_longer_a_stage_takes(clock):
+    plain = PlainConsole(io.StringIO())
     with shown_progress(plain) as show:
         for second in range(1, 1001):
             clock[0] = float(second)
@@ -30,7 +26,8 @@ def test_lines_grow_rarer_the_longer_a_stage_takes(clock, plain):
     assert 10 < len(plain.file.getvalue().splitlines()) < 60
 
 
-def test_line_says_what_is_left_at_the_pace_since_the_stage_began(clock, plain):
+def test_line_says_what_is_left_at_the_pace_since_the_stage_began(clock):
+    plain = PlainConsole(io.StringIO())
     with shown_progress(plain) as show:
         show("candidates", 40, 90)  # these were there before
         clock[0] = 60.0

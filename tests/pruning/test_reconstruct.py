@@ -8,7 +8,7 @@ from toy_models import assert_same_tensors, toy_model, toy_windows
 
 from prunevolve import prune
 from prunevolve.pruning.masks import Row
-from prunevolve.pruning.reconstruct import Examples, reconstruct
+from prunevolve.pruning.reconstruct import RATE, Examples, reconstruct
 
 
 class Block(torch.nn.Module):
@@ -69,29 +69,26 @@ def test_seed_decides_the_result(pruned):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_weights_that_cannot_get_better_are_kept(pruned, monkeypatch):
+@pytest.mark.parametrize(("rate", "sound"), [(100.0, 10**6), (RATE, 1), (RATE, 5)])
+def test_weights_that_do_not_get_better_or_have_no_error_are_kept(pruned, monkeypatch, rate, sound):
     block, weights, examples = pruned
-    monkeypatch.setattr("prunevolve.pruning.reconstruct.RATE", 100.0)
-    trained, errors = reconstruct("block", block, weights, examples)
-    assert_same_tensors(trained, weights)
-    assert [len(of_part) for of_part in errors.values()] == [2, 2]
-    trained, errors = reconstruct("block", block, weights, replace(examples, windows=1))
-    assert_same_tensors(trained, weights)
-    assert errors == {}
-
-
-@pytest.mark.parametrize("first", [1, 5])
-def test_weights_whose_error_is_nan_are_not_kept(pruned, first):
-    block, weights, examples = pruned
+    monkeypatch.setattr("prunevolve.pruning.reconstruct.RATE", rate)
     runs = []
 
     def overflows(module, hidden):
         runs.append(hidden)
-        return module(hidden) * (torch.nan if len(runs) > first else 1)
+        return module(hidden) * (torch.nan if len(runs) > sound else 1)
 
     trained, errors = reconstruct("block", block, weights, replace(examples, run=overflows))
     assert_same_tensors(trained, weights)
     assert [len(of_part) for of_part in errors.values()] == [2, 2]
+
+
+def test_block_with_one_window_is_not_trained(pruned):
+    block, weights, examples = pruned
+    trained, errors = reconstruct("block", block, weights, replace(examples, windows=1))
+    assert_same_tensors(trained, weights)
+    assert errors == {}
 
 
 def test_every_window_is_trained_on_or_held_back(pruned):

@@ -45,18 +45,13 @@ def test_update_equals_the_removal_of_one_weight_after_the_other(Bs):
     assert torch.equal(solved == 0, mask)
 
 
-def test_weight_and_gram_matrix_are_not_written_to():
-    weight, gram = layer()
-    before = weight.clone(), gram.clone()
-    compensate(weight, 0.5, gram)
-    assert torch.equal(weight, before[0]) and torch.equal(gram, before[1])
-
-
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.37, 0.5, 0.99])
-def test_own_choice_removes_exactly_the_fraction_of_the_layer(fraction):
+def test_own_choice_removes_exactly_the_fraction_and_writes_to_nothing_given(fraction):
     weight, gram = layer(columns=300)
+    before = weight.clone(), gram.clone()
     solved, _ = compensate(weight, fraction, gram)
     assert int((solved == 0).sum()) == int(weight.numel() * fraction)
+    assert torch.equal(weight, before[0]) and torch.equal(gram, before[1])
 
 
 def test_own_choice_removes_what_costs_least_and_beats_one_by_magnitude():
@@ -96,17 +91,8 @@ def test_inputs_that_are_always_zero_do_no_harm():
     assert torch.isfinite(solved).all() and grown == 0
 
 
-def test_damping_that_grows_is_told():
-    weight, gram = layer()  # 40 inputs, all but two without a value
-    gram[:] = 0
-    gram[:2, :2] = torch.tensor([[1000.0, 1002.0], [1002.0, 1000.0]])
-    # 1% of the mean is 0.5, and 2 are too few; tenfold is enough.
-    solved, grown = compensate(weight, 0.5, gram)
-    assert torch.isfinite(solved).all() and grown == 1
-    broken = weight.clone()
-    broken[3, 5] = torch.nan
+def test_weight_that_is_not_finite_is_not_ranked():
+    weight, gram = layer()
+    weight[3, 5] = torch.nan
     with pytest.raises(DegenerateScores, match="scores must be finite"):
-        compensate(broken, 0.5, gram)
-    gram[5, 5] = torch.inf
-    with pytest.raises(DegenerateScores, match="the Gram matrix of its inputs has no "):
         compensate(weight, 0.5, gram)

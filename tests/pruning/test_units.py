@@ -97,14 +97,17 @@ def unguarded(monkeypatch):
     monkeypatch.setattr(operators, "SMALLEST_DIVISOR", 0.0)
 
 
+EXAMPLES = settings(max_examples=100, deadline=None)
+LAYERS = st.integers(0, 2**32).map(layer_of)
+
+
+def metrics(of=TERMINALS, without=()):
+    return trees(st.sampled_from([*of, "0.5", "2"]).map(Metric), 5, without)
+
+
 @pytest.mark.filterwarnings("ignore:std")
-@settings(max_examples=100, deadline=None)
-@given(
-    trees(st.sampled_from([*TERMINALS, "0.5", "2"]).map(Metric), max_leaves=5),
-    st.integers(0, 2**32).map(layer_of),
-    st.sampled_from([0.5, 2.0, 8.0]),
-    st.sampled_from([0.25, 2.0]),
-)
+@EXAMPLES
+@given(metrics(), LAYERS, st.sampled_from([0.5, 2.0, 8.0]), st.sampled_from([0.25, 2.0]))
 def test_score_scales_by_its_exponents_with_weights_and_activations(metric, layer, c, d):
     units = units_of(metric)
     before, after = layer.score(metric), layer.scaled(c, d).score(metric)
@@ -112,12 +115,8 @@ def test_score_scales_by_its_exponents_with_weights_and_activations(metric, laye
 
 
 # H inverts the Gram matrix, which copies of one input make singular; the std of zsn is unbiased.
-@settings(max_examples=100, deadline=None)
-@given(
-    trees(st.sampled_from([*TERMINALS.keys() - {"H"}, "0.5", "2"]).map(Metric), 5, without=["zsn"]),
-    st.integers(0, 2**32).map(layer_of),
-    st.sampled_from([2, 3]),
-)
+@EXAMPLES
+@given(metrics(TERMINALS.keys() - {"H"}, without=["zsn"]), LAYERS, st.sampled_from([2, 3]))
 def test_score_scales_by_its_exponent_with_the_sides_of_a_layer(metric, layer, k):
     units = units_of(metric)
     before, after = layer.score(metric), layer.repeated(k).score(metric)
@@ -125,13 +124,8 @@ def test_score_scales_by_its_exponent_with_the_sides_of_a_layer(metric, layer, k
     agree(metric, before.repeat(*repeats), after, k**units.n)
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    trees(st.sampled_from([*TERMINALS, "0.5", "2"]).map(Metric), 5, without=["zsn"]),
-    st.integers(0, 2**32).map(layer_of),
-    st.sampled_from([1, 4]),
-    st.sampled_from([1, 2]),
-)
+@EXAMPLES
+@given(metrics(without=["zsn"]), LAYERS, st.sampled_from([1, 4]), st.sampled_from([1, 2]))
 def test_score_scales_by_its_exponents_with_the_amount_of_calibration(metric, layer, more, longer):
     units = units_of(metric)
     before, after = layer.score(metric), layer.calibrated(more, longer).score(metric)

@@ -58,20 +58,15 @@ def hub(tmp_path, monkeypatch) -> tuple[list[str], list[str]]:
     return documents, rows
 
 
-def texts_of(recipe):
-    request = Request(**read_recipe(recipe, None))
-    return {
-        "calibration": calibration_texts(request, request.seqlen)[0],
-        "evaluation": evaluation_texts(request, request.seqlen)[0],
-    }
-
-
 @pytest.mark.parametrize(("recipe", "length"), [("wanda-2048", 2048), ("wanda-4096", 4096)])
 def test_recipe_draws_the_published_windows(hub, tiny_llama_dir, recipe, length):
     documents, rows = hub
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    texts = texts_of(recipe)
-    windows = {role: text.cut(tokenizer) for role, text in texts.items()}
+    request = Request(**read_recipe(recipe, None))
+    drawn, judged = (
+        texts_of(request, request.seqlen)[0].cut(tokenizer)
+        for texts_of in (calibration_texts, evaluation_texts)
+    )
 
     @cache
     def ids_of(text: str) -> list[int]:
@@ -84,12 +79,12 @@ def test_recipe_draws_the_published_windows(hub, tiny_llama_dir, recipe, length)
         if len(ids) > length:
             start = random.randint(0, len(ids) - length - 1)
             calibration.append(ids[start : start + length])
-    assert windows["calibration"].tokens.tolist() == calibration
+    assert drawn.tokens.tolist() == calibration
     whole = ids_of("\n\n".join(rows))
     count = len(whole) // length
-    assert windows["evaluation"].tokens.flatten().tolist() == whole[: count * length]
+    assert judged.tokens.flatten().tolist() == whole[: count * length]
     said = {"corpus": "c4", "split": "train", "windows": 128, "seed": 0, "by_document": True}
-    assert windows["calibration"].provenance | said == windows["calibration"].provenance
+    assert drawn.provenance | said == drawn.provenance
 
 
 def test_result_keeps_the_texts_and_repeats_them(hub, tiny_llama_dir, tmp_path):
