@@ -142,10 +142,6 @@ def searched(search, pick=first):
     return [record for step in searching for record in step.records], searching
 
 
-def records_of(search):
-    return searched(search)[0]
-
-
 @cache
 def whole(lag=7, kind="plain"):
     """The uninterrupted search, told one outcome after the other, whoever decided it."""
@@ -217,12 +213,12 @@ def test_evolution_resumed_equals_uninterrupted(share, checkpoint, lag, seed, ki
 @pytest.mark.parametrize("off", [{"crowding": 0.0}, {"brood": 1}])
 def test_every_rule_of_the_full_search_is_at_work(off):
     """Else the tests above would say nothing about the rules."""
-    assert records_of(changed(FULL, **off)) != journal(7, "full")
+    assert searched(changed(FULL, **off))[0] != journal(7, "full")
 
 
 def test_evolution_with_more_candidates_keeps_the_prefix():
     more = changed(PLAIN, candidates=90)
-    longer = records_of(more)
+    longer, _ = searched(more)
     assert longer[:60] == journal()
     extended = beginning(more, journal(), whole()[-1].resumable)
     steps = list(Searching(extended, last))
