@@ -62,11 +62,11 @@ def test_breed_depends_on_seed_index_attempt_and_state_alone():
 
 
 def test_breed_gives_all_candidates_the_group_and_no_units_where_scores_must_compare():
-    for group in ("row", "model"):
-        assert {candidate.criterion.group for candidate in bred(group)} == {group}
-    assert all(candidate.criterion.metric.is_comparable for candidate in bred("model")[:4])
-    for free in (bred("model", units="off"), bred("row")):
-        assert not all(candidate.criterion.metric.is_comparable for candidate in free)
+    for group, units in (("model", "required"), ("model", "off"), ("row", "required")):
+        drawn = bred(group, population=60, units=units)
+        assert {candidate.criterion.group for candidate in [*drawn, *bred(group)]} == {group}
+        comparable = all(candidate.criterion.metric.is_comparable for candidate in drawn)
+        assert comparable == ((group, units) == ("model", "required"))
 
 
 def test_seeded_draws_the_same_from_the_same_key_and_puts_the_state_back():
