@@ -57,15 +57,6 @@ def on_two_tasks(finished, tmp_path_factory):
     return folder / "run", printed
 
 
-@pytest.fixture(scope="module")
-def chosen_elsewhere(tiny_llama_dir, tmp_path_factory):
-    """A run without units whose winner was chosen on a model that the search did not see."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    more = ("pruning.group=model", "search.units=required", "search.primitives=extended")
-    search(folder / "run", *more, f"selection.model={tiny_llama_dir}")
-    return folder / "run"
-
-
 @pytest.fixture
 def run(finished, tmp_path):
     """A copy of `finished` that a test may change."""
@@ -161,8 +152,10 @@ def test_every_finalist_is_in_the_hall_of_fame_and_can_be_applied_by_its_name(fi
         assert (criterion.text, criterion.group) == (row["metric"], row["group"])
 
 
-def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(chosen_elsewhere, tiny_llama_dir):
-    run = chosen_elsewhere
+def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(tiny_llama_dir, tmp_path):
+    run = tmp_path / "run"
+    more = ("pruning.group=model", "search.units=required", "search.primitives=extended")
+    search(run, *more, f"selection.model={tiny_llama_dir}")
     summary = read(run / "summary.json")
     assert [(task["weight"], task["model"]) for task in summary["tasks"]] == [
         (1.0, "embedded"),

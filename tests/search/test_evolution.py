@@ -127,10 +127,6 @@ class Searching:
         if records := self.evolution.tell(candidate.index, outcome):
             yield Step(records, self.evolution.state, self.evolution.resumable)
 
-    @property
-    def submitted(self):
-        return [candidate for candidate in self.asked if not candidate.decided]
-
 
 def beginning(search, records=(), start=None):
     breeder = Breeder(search, "row", SEEDS)
@@ -274,16 +270,17 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
     search = changed(KINDS[kind], lag=lag)
     records, searching = searched(search, pick=racing(1, workers=20))
     bred_from = [state_after(records[: max(0, i - lag)], search) for i in range(len(records))]
-    for candidate in searching.submitted:
+    submitted = [candidate for candidate in searching.asked if not candidate.decided]
+    for candidate in submitted:
         state = bred_from[candidate.index]
         limited = state.with_limits(candidate, search, near_of(search))
         assert candidate.limit == limited.limit
         assert candidate.best == limited.best
         members = [state.tuning.start] if candidate.tuned else state.population
         assert set(candidate.parents) <= {member.index for member in members}
-    assert any(candidate.limit is not None for candidate in searching.submitted)
-    assert any(candidate.parents for candidate in searching.submitted)
-    assert any(candidate.tuned for candidate in searching.submitted) == (kind == "full")
+    assert any(candidate.limit is not None for candidate in submitted)
+    assert any(candidate.parents for candidate in submitted)
+    assert any(candidate.tuned for candidate in submitted) == (kind == "full")
 
 
 BROODS = changed(PLAIN, brood=6, lag=0)
