@@ -1,6 +1,7 @@
 """An evaluator prunes, measures and restores, exactly, and decides as its stages say."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from math import sqrt
 from shutil import copy2
@@ -28,9 +29,7 @@ from prunevolve.pruning.store import ResidentStore
 from prunevolve.search.evaluator import SLACK, Evaluator
 from prunevolve.search.records import Candidate
 
-
-def candidate(criterion, index=0, **more):
-    return Candidate(index, criterion, **more)
+candidate = partial(Candidate, 0)
 
 
 @pytest.fixture(scope="module")

@@ -127,10 +127,6 @@ class Searching:
         if records := self.evolution.tell(candidate.index, outcome):
             yield Step(records, self.evolution.state, self.evolution.resumable)
 
-    @property
-    def submitted(self):
-        return [candidate for candidate in self.asked if not candidate.decided]
-
 
 def beginning(search, records=(), start=None):
     breeder = Breeder(search, "row", SEEDS)
@@ -140,10 +136,6 @@ def beginning(search, records=(), start=None):
 def searched(search, pick=first):
     searching = Searching(beginning(search), pick)
     return [record for step in searching for record in step.records], searching
-
-
-def records_of(search):
-    return searched(search)[0]
 
 
 @cache
@@ -217,12 +209,12 @@ def test_evolution_resumed_equals_uninterrupted(share, checkpoint, lag, seed, ki
 @pytest.mark.parametrize("off", [{"crowding": 0.0}, {"brood": 1}])
 def test_every_rule_of_the_full_search_is_at_work(off):
     """Else the tests above would say nothing about the rules."""
-    assert records_of(changed(FULL, **off)) != journal(7, "full")
+    assert searched(changed(FULL, **off))[0] != journal(7, "full")
 
 
 def test_evolution_with_more_candidates_keeps_the_prefix():
     more = changed(PLAIN, candidates=90)
-    longer = records_of(more)
+    longer, _ = searched(more)
     assert longer[:60] == journal()
     extended = beginning(more, journal(), whole()[-1].resumable)
     steps = list(Searching(extended, last))
@@ -278,16 +270,17 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
     search = changed(KINDS[kind], lag=lag)
     records, searching = searched(search, pick=racing(1, workers=20))
     bred_from = [state_after(records[: max(0, i - lag)], search) for i in range(len(records))]
-    for candidate in searching.submitted:
+    submitted = [candidate for candidate in searching.asked if not candidate.decided]
+    for candidate in submitted:
         state = bred_from[candidate.index]
         limited = state.with_limits(candidate, search, near_of(search))
         assert candidate.limit == limited.limit
         assert candidate.best == limited.best
         members = [state.tuning.start] if candidate.tuned else state.population
         assert set(candidate.parents) <= {member.index for member in members}
-    assert any(candidate.limit is not None for candidate in searching.submitted)
-    assert any(candidate.parents for candidate in searching.submitted)
-    assert any(candidate.tuned for candidate in searching.submitted) == (kind == "full")
+    assert any(candidate.limit is not None for candidate in submitted)
+    assert any(candidate.parents for candidate in submitted)
+    assert any(candidate.tuned for candidate in submitted) == (kind == "full")
 
 
 BROODS = changed(PLAIN, brood=6, lag=0)

@@ -137,10 +137,7 @@ def test_fingerprint_tells_a_sum_from_a_mean_where_layers_compete():
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [
-        ("tanh(exp(exp(exp(W))))", "constant"),
-        ("exp(exp(exp(exp(exp(W)))))", "not finite"),
-    ],
+    [("tanh(exp(exp(exp(W))))", "constant"), ("exp(exp(exp(exp(exp(W)))))", "not finite")],
 )
 def test_fingerprint_refuses_scores_that_are_constant_or_not_finite(text, problem):
     assert refused(mark, text) == f"layer a: the scores of '{text}' are {problem}"

@@ -56,11 +56,6 @@ def test_commit_equals_a_sort_of_all_that_was_ever_evaluated(seed):
     assert state.committed == 40
 
 
-def same_size(one: Criterion, other: Criterion) -> bool:
-    """Stands for nearly equal masks: sizes are free to choose here."""
-    return one.metric.size == other.metric.size
-
-
 def test_parsimony_puts_the_smaller_of_one_step_first_then_the_older():
     # 19.6, 20.4 and 20 are one step; 20.6 is the next.
     outcomes = [(steps * RESOLUTION, size) for steps, size in ((19.6, 3), (20.4, 1), (20.6, 1))]
@@ -86,8 +81,12 @@ def limits(state: State, near: Near = never) -> tuple[float | None, float | None
 def test_limits_are_the_best_with_leeway_while_a_place_is_free_then_by_the_worst():
     assert limits(after((0.8, 1), (0.5, 1))) == (0.5 * LEEWAY, 0.5)
     assert limits(after((0.8, 1), (0.5, 1), (0.6, 1))) == (0.8, 0.5)
+
+    def near(one: Criterion, other: Criterion) -> bool:
+        return one.metric.size == other.metric.size
+
     # By the fittest of those that it would replace.
-    assert limits(after((0.5, 2), (0.8, 1), (0.6, 1)), near=same_size) == (0.6, 0.5)
+    assert limits(after((0.5, 2), (0.8, 1), (0.6, 1)), near) == (0.6, 0.5)
 
 
 def test_what_is_clearly_worse_than_the_best_baseline_need_not_be_exact():

@@ -10,9 +10,7 @@ from prunevolve.search.fingerprint import Probe, probe_mask, take_probe
 HALF = Target(0.5, Row())
 
 
-def model_tensors(
-    blocks: int, rows: int
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def model_tensors(blocks, rows):
     names = [f"layers.{i}.{part}" for i in range(blocks) for part in ("mlp.up", "attn.q")]
     count = torch.arange(float(rows))[:, None]
     weights = {name: (count + i / 10).expand(rows, 4).bfloat16() for i, name in enumerate(names)}

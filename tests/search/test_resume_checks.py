@@ -95,10 +95,14 @@ def test_code_is_that_of_an_evaluation_with_configs_and_without_the_report(
     assert (worker.code_digest() != before) == matters
 
 
-@pytest.mark.parametrize("content", [None, "[]", "{}"])
-def test_environment_that_is_missing_or_damaged_is_refused(folder, content):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "cannot be read: "), ("[]", "cannot be read: "), ("{}", "lacks identity: ")],
+)
+def test_environment_that_is_missing_or_damaged_is_refused(folder, content, problem):
     path = folder.path / "environment.json"
     path.unlink()
     if content is not None:
         path.write_text(content)
-    assert str(path) in refused(check_identity, folder, identity(EXPERIMENT))
+    message = refused(check_identity, folder, identity(EXPERIMENT))
+    assert message.startswith(f"{path} {problem}")

@@ -31,10 +31,6 @@ CANDIDATES = 60
 IN_PROCESS = "ray.workers=0"
 ENDLESS = "search.candidates=100000"
 STOP_SECONDS = 10
-TWO_TASKS = [
-    *("tasks=[{sparsity: 0.5}, {pattern: 2:4, weight: 2}]", "search.primitives=release"),
-    *("search.brood=1", "search.units=off"),
-]
 
 pytestmark = pytest.mark.slow
 
@@ -44,19 +40,16 @@ def launch(out, *overrides):
     return launch_command(out, f"search.candidates={CANDIDATES}", "search.brood=2", *overrides)
 
 
-def undisturbed(out, *overrides):
-    """Run a search in one process to its end; its outcomes are of many kinds."""
-    done = run(launch(out, IN_PROCESS, *overrides))
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A search in one process to its end; its outcomes are of many kinds."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    done = run(launch(out, IN_PROCESS))
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in journal(out).splitlines()]
     assert {line["outcome"] for line in lines} >= {"evaluated", "stopped", "duplicate"}
     assert any(line["parents"] for line in lines)
     return out
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    return undisturbed(tmp_path_factory.mktemp("reference") / "run")
 
 
 def assert_interrupted(process, out, line):
@@ -68,24 +61,7 @@ def assert_interrupted(process, out, line):
     assert re.fullmatch(line + way_on, output.splitlines()[-1]), output
 
 
-def assert_gone(processes):
-    _, alive = psutil.wait_procs(processes, timeout=STOP_SECONDS)
-    assert not alive
-
-
-def continued(out, *overrides):
-    candidates = max(CANDIDATES, journal(out).count(b"\n"))
-    done = run(resume_command(out, IN_PROCESS, f"search.candidates={candidates}", *overrides))
-    assert done.returncode == 0, done.stderr
-
-
-def test_journal_is_the_same_for_any_number_of_workers(tmp_path):
-    done = run(launch(tmp_path / "run", *TWO_TASKS, "ray.workers=2"))
-    assert done.returncode == 0, done.stderr
-    assert_same(tmp_path / "run", undisturbed(tmp_path / "reference", *TWO_TASKS))
-
-
-def test_resume_after_every_kind_of_stop_at_random_points_is_the_same(reference, tmp_path):
+def test_search_of_two_workers_stopped_in_any_way_and_resumed_is_the_same(reference, tmp_path):
     out = tmp_path / "run"
     ways = [signal.SIGINT, signal.SIGKILL, signal.SIGTERM]
     points = sorted(random.Random(0).sample(range(3, CANDIDATES - 5), len(ways)))
@@ -103,18 +79,6 @@ def test_resume_after_every_kind_of_stop_at_random_points_is_the_same(reference,
     assert_same(out, reference)
 
 
-def test_search_that_loses_its_node_ends_with_3_and_goes_on_the_same(reference, tmp_path):
-    out = tmp_path / "run"
-    process = begin(launch(out, "ray.workers=1", ENDLESS))
-    wait_for_lines(process, out, 5)
-    processes = psutil.Process(process.pid).children(recursive=True)
-    next(p for p in processes if "raylet/raylet" in " ".join(p.cmdline())).kill()
-    assert_interrupted(process, out, r"error: Ray .+")
-    assert_gone(processes)
-    continued(out)
-    assert journal(out).startswith(journal(reference))
-
-
 def test_search_that_loses_all_nodes_at_once_ends_with_3_and_goes_on_the_same(reference, tmp_path):
     out = tmp_path / "run"
     with cluster_of(tmp_path, num_cpus=1) as cluster:
@@ -124,7 +88,10 @@ def test_search_that_loses_all_nodes_at_once_ends_with_3_and_goes_on_the_same(re
         for node in cluster.list_all_nodes():
             node.kill_all_processes(check_alive=False, allow_graceful=False)
         assert_interrupted(process, out, r"error: Ray .+")
-    continued(out, "ray.address=local")
+    candidates = max(CANDIDATES, journal(out).count(b"\n"))
+    more = (IN_PROCESS, "ray.address=local", f"search.candidates={candidates}")
+    done = run(resume_command(out, *more))
+    assert done.returncode == 0, done.stderr
     assert journal(out).startswith(journal(reference))
 
 
@@ -185,7 +152,8 @@ def test_search_can_be_stopped_at_any_time(tmp_path, seconds, number):
     assert process.returncode == 3, output
     assert "Traceback" not in output
     assert output.splitlines()[-1].startswith("interrupted")
-    assert_gone(processes)
+    _, alive = psutil.wait_procs(processes, timeout=STOP_SECONDS)
+    assert not alive
     if out.exists():
         assert (out / "config.yaml").exists() or not list(out.iterdir())
 

@@ -62,11 +62,11 @@ def test_breed_depends_on_seed_index_attempt_and_state_alone():
 
 
 def test_breed_gives_all_candidates_the_group_and_no_units_where_scores_must_compare():
-    for group in ("row", "model"):
-        assert {candidate.criterion.group for candidate in bred(group)} == {group}
-    assert all(candidate.criterion.metric.is_comparable for candidate in bred("model")[:4])
-    free = bred("model", units="off")
-    assert not all(candidate.criterion.metric.is_comparable for candidate in free)
+    for group, units in (("model", "required"), ("model", "off"), ("row", "required")):
+        drawn = bred(group, population=60, units=units)
+        assert {candidate.criterion.group for candidate in [*drawn, *bred(group)]} == {group}
+        comparable = all(candidate.criterion.metric.is_comparable for candidate in drawn)
+        assert comparable == ((group, units) == ("model", "required"))
 
 
 def test_seeded_draws_the_same_from_the_same_key_and_puts_the_state_back():
@@ -111,15 +111,6 @@ def test_breeder_varies_trees_of_the_releases_set_and_products_else(primitives, 
     assert named.terminals == ("W", "X")
     mapping = named.varied.primitives.mapping
     assert {"W", "X"} <= set(mapping) and not {"G", "V"} & set(mapping)
-
-
-@pytest.mark.parametrize(
-    ("group", "units", "comparable"),
-    [("model", "required", True), ("model", "off", False), ("row", "required", False)],
-)
-def test_units_count_where_layers_compete_and_they_are_required(group, units, comparable):
-    breeder = Breeder(Search(units=units), group)
-    assert breeder.comparable is breeder.varied.comparable is comparable
 
 
 # What an entry of `search.seeds` may be

@@ -1,6 +1,7 @@
 """The worker that is this process: what is raised in it means what it means everywhere."""
 
 import errno
+import re
 
 import pytest
 import torch
@@ -76,19 +77,13 @@ def test_lack_of_memory_that_passes_changes_no_outcome(pool, undisturbed, inject
 
 
 def test_error_fails_its_candidate_with_type_and_place(pool, undisturbed, injected):
-    injected("prune", KeyError("layer"), lambda call, metric, _: metric == WANDA.metric)
+    error = TypeError(f"got {object()}")
+    injected("prune", error, lambda call, metric, _: metric == WANDA.metric)
     failed, other = jobs_of(pool, CANDIDATES)
     assert other.outcome == undisturbed[1]
     assert failed.outcome.kind == "failed"
-    kind, _, place = failed.outcome.reason.partition(" at ")
-    assert kind == "KeyError: 'layer'"
-    file, line = place.split(":")
-    assert file == "search/evaluator.py" and int(line) > 0
-    assert failed.trace.startswith("Traceback") and "KeyError" in failed.trace
+    # An address would differ between attempts.
+    reason = r"TypeError: got <object object at 0x\.\.\.> at search/evaluator\.py:[1-9]\d*"
+    assert re.fullmatch(reason, failed.outcome.reason)
+    assert failed.trace.startswith("Traceback") and "TypeError" in failed.trace
     assert pool.workers.faults == {"error": 1}
-
-
-def test_reason_has_no_addresses():
-    assert (
-        fault_of(TypeError(f"got {object()}")).reason == "TypeError: got <object object at 0x...>"
-    )
