@@ -180,6 +180,8 @@ def _missing(
 def _check(model: PreTrainedModel, windows: Tensor | None) -> None:
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"model must be one of transformers, got {type(model).__name__}")
+    if not linear_layers(model):
+        raise ValueError(f"model {model.config.model_type} has no linear layers to prune")
     if model.training:
         raise ValueError("model must be in evaluation mode, got one in training: model.eval()")
     if windows is None:
@@ -191,6 +193,8 @@ def _check(model: PreTrainedModel, windows: Tensor | None) -> None:
             f"windows must be a tensor (N, T) with N of 1 or more and T of 2 to {context}, the "
             f"model's context; got {shape or type(windows).__name__}"
         )
+    if windows.is_floating_point() or windows.dtype == torch.bool:
+        raise ValueError(f"windows must be token ids, of an integer dtype; got {windows.dtype}")
     low, high = torch.aminmax(windows)
     vocabulary = model.config.get_text_config().vocab_size
     if low < 0 or high >= vocabulary:

@@ -75,6 +75,7 @@ def test_statistics_take_the_place_of_windows_and_stay_as_they_are():
         ({"windows": toy_windows()[0]}, SHAPE.format("(12,)")),
         ({"windows": [[5, 6]]}, SHAPE.format("list")),
         ({"windows": torch.ones(1, 65, dtype=torch.int64)}, SHAPE.format("(1, 65)")),
+        ({"windows": torch.ones(1, 4)}, "windows must be token ids, of an integer dtype; got "),
         ({"windows": torch.full((1, 4), 61)}, "windows must hold ids from 0 to 60, got 61 to 61"),
         ({"recipe": "bset"}, "recipe 'bset' cannot be read: No such file or directory; give best"),
         ({"updat": "none"}, "prune has an unknown option 'updat': did you mean update? "),
@@ -114,6 +115,9 @@ def test_metric_or_model_of_another_kind_and_an_unknown_leaf_are_refused():
         message = refusal(prune, toy_model("llama"), missing)
         assert message.startswith("metric must be a Metric, a Criterion or what read_metric reads")
         assert message.endswith(f"got {type(missing).__name__}, and no recipe's")
+    empty = toy_model("llama")
+    del empty.model.layers[:]
+    assert refusal(prune, empty, "magnitude") == "model llama has no linear layers to prune"
     training = refusal(lambda: prune(toy_model("llama").train(), "magnitude"))
     assert training.startswith("model must be in evaluation mode")
     unknown = refusal(lambda: collect_statistics(toy_model("llama"), "XQ", toy_windows()))
