@@ -18,7 +18,7 @@ from rich.console import Console
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.search.breeding.factors import MOST
-from prunevolve.search.breeding.product import factors_of, rests_of, without
+from prunevolve.search.breeding.product import factors_of, rests_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.records import Record, Wanted
@@ -182,17 +182,15 @@ class _Judge:
         for leader, bases in zip(leaders, self._by_worth(leaders), strict=True):
             path = [leader]
             for base in bases:
-                if base in self._free(path[-1]):
-                    path.append(_without(path[-1], base, len(path)))
+                if rest := self._rests(path[-1]).get(base):
+                    path.append(_shortened(path[-1], base, rest, len(path)))
             paths += [x for x in path[1:] if x.factors <= MOST]
         return self.measured("finalists without some factors", paths)
 
     def _by_worth(self, leaders: Sequence[Finalist]) -> list[list[Metric]]:
         """Return each finalist's factors that can be left out, those that are worth least first."""
         experiment, role = self._experiment, "selection"
-        rests = [
-            {base: _without(x, base, 1).record.criterion for base in self._free(x)} for x in leaders
-        ]
+        rests = [self._rests(x) for x in leaders]
         every = [rest for each in rests for rest in each.values()]
         wanted = [(task, role, rest) for rest in every for task in experiment.tasks_of(role)]
         known = self._pool.losses("finalists without each factor", wanted)
@@ -203,9 +201,11 @@ class _Judge:
         }
         return [sorted(each, key=lambda base: fitness.get(each[base], math.inf)) for each in rests]
 
-    def _free(self, finalist: Finalist) -> list[Metric]:
-        """Return the factors that can be left out of a finalist."""
-        return list(rests_of(finalist.record.criterion.metric, self._experiment.breeder.comparable))
+    def _rests(self, finalist: Finalist) -> dict[Metric, Criterion]:
+        """Return what is left of a finalist without each factor that can go, by the factor."""
+        criterion = finalist.record.criterion
+        rests = rests_of(criterion.metric, self._experiment.breeder.comparable)
+        return {base: Criterion(rest, criterion.group) for base, rest in rests.items()}
 
     def difference(self, finalist: Finalist, other: Finalist) -> Difference:
         """Return how much worse a finalist is than another, and the error of that.
@@ -228,14 +228,12 @@ class _Judge:
         return Difference(mean, math.hypot(*between_windows, _error_between(list(parts.values()))))
 
 
-def _without(finalist: Finalist, base: Metric, count: int) -> Finalist:
+def _shortened(finalist: Finalist, base: Metric, rest: Criterion, count: int) -> Finalist:
     """Return a finalist, not measured yet, with one factor less, `count` less than it had."""
     record = finalist.record
-    metric = without(record.criterion.metric, base)
-    criterion = Criterion(metric, record.criterion.group)
     return Finalist(
         name=f"{record.index}-{count}",
-        record=Record(replace(record.candidate, criterion=criterion), record.outcome),
+        record=Record(replace(record.candidate, criterion=rest), record.outcome),
         left_out=base,
     )
 

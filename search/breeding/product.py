@@ -50,11 +50,6 @@ def factors_of(metric: Metric) -> Exponents:
     return {base: exponent for base, exponent in exponents.items() if exponent}
 
 
-def without(metric: Metric, base: Metric) -> Metric:
-    """Return what is left of a metric without one of its factors."""
-    return product_of_powers(x for x in factors_of(metric).items() if x[0] != base)
-
-
 def rests_of(metric: Metric, comparable: bool) -> dict[Metric, Metric]:
     """Return what is left of a metric without each factor that can go, by the factor's base.
 
