@@ -26,22 +26,15 @@ def shipped() -> list[str]:
 
 
 def find(config: Path, beside: Path = Path()) -> Path:
-    """Return the file that a path, relative to a folder, or a shipped experiment's name means.
-
-    A file takes precedence. If there is neither, reading the path will report that.
-    """
-    path = beside / config
+    """Return the file that a path, relative to a folder, or a shipped experiment's name means."""
+    path = beside / config  # which goes first; if there is neither, reading it reports that
     if str(config) in shipped() and not path.is_file():
         return FOLDER / f"{config}.yaml"
     return path
 
 
 def read(path: Path) -> Keys:
-    """Return a config's keys, and those that it lacks from its base.
-
-    Raises:
-        ValueError: If a file is missing or malformed, or the base has a base.
-    """
+    """Return a config's keys, and those that it lacks from its base, or raise ValueError."""
     own = _content(path)
     if BASE not in own:
         return own
@@ -83,11 +76,7 @@ def _merged(base: Any, over: Any) -> Any:
 
 
 def apply_overrides(raw: Keys, overrides: Sequence[str]) -> Keys:
-    """Return a copy of a mapping with `key.path=value` texts applied.
-
-    Raises:
-        ValueError: If a text has no `=`, its value is not YAML, or its path leads through a value.
-    """
+    """Return a copy of a mapping with `key.path=value` texts applied, or raise ValueError."""
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals or not path:
@@ -107,5 +96,4 @@ def _with(section: Any, path: Sequence[str], value: object) -> Any:
         raise ValueError(f"--set: {key} must be below a mapping or a list, got {section!r:.60}")
     if not key.isdecimal() or int(key) >= len(section):
         raise ValueError(f"--set: {key} must be an index from 0 to {len(section) - 1}")
-    place = int(key)
-    return [*section[:place], _with(section[place], rest, value), *section[place + 1 :]]
+    return [_with(x, rest, value) if i == int(key) else x for i, x in enumerate(section)]

@@ -33,7 +33,6 @@ Pattern = Annotated[str, Field(pattern=r"^(unstructured|\d{1,4}:\d{1,4})$")]
 
 
 def _listed(value: Any) -> Any:
-    """Return a single value as a list of one."""
     return value if value is None or isinstance(value, list) else [value]
 
 
@@ -51,7 +50,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Text(_Section):
+class Texts(_Section):
     """Token windows of a corpus, or of several, each with its split and share."""
 
     corpus: Names = Field(min_length=1)
@@ -70,7 +69,7 @@ class Text(_Section):
     """Start windows with bos; null: if the tokenizer does."""
 
     @model_validator(mode="after")
-    def _check(self) -> "Text":
+    def _check(self) -> "Texts":
         counts = [len(values) for values in (self.corpus, self.split, self.share or self.corpus)]
         if len(set(counts)) > 1:
             raise ValueError(f"corpus, split and share must have equal lengths, got {counts}")
@@ -81,7 +80,7 @@ class Text(_Section):
         return self
 
 
-class Selection(Text):
+class Selection(Texts):
     """The text on which the winner is chosen, perhaps by models that the search does not see."""
 
     model: Names = []
@@ -130,26 +129,22 @@ class Task(_Target):
     pattern: Pattern
     weight: float = Field(default=1.0, gt=0)
     """Relative weight of the task in the fitness."""
-    calibration: Text
-    fitness: Text
-    selection: Text
-    report: Text
+    calibration: Texts
+    fitness: Texts
+    selection: Texts
+    report: Texts
 
     @property
-    def texts(self) -> dict[str, Text]:
+    def texts(self) -> dict[str, Texts]:
         """The four texts by role."""
         return {role: getattr(self, role) for role in ROLES}
 
     @property
     def name(self) -> str:
-        """A short name, such as `smollm2-135m 50%`."""
+        """A short name, such as `smollm2-135m 50%` or `embedded 2:4`."""
         model, _, _ = self.model.partition("@")  # a revision would be as long as all the rest
-        return f"{Path(model).name} {self.removed}"
-
-    @property
-    def removed(self) -> str:
-        """The sparsity, such as `60%`, or the n:m pattern."""
-        return f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
+        removed = f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
+        return f"{Path(model).name} {removed}"
 
 
 # YAML reads `off` as false.
@@ -224,10 +219,10 @@ class Config(_Section):
     model: str
     """Embedded, a Hugging Face folder, or a hub id[@revision]."""
     dtype: Dtype = "float32"
-    calibration: Text
-    fitness: Text
+    calibration: Texts
+    fitness: Texts
     selection: Selection
-    report: Text
+    report: Texts
     allow_test_selection: bool = False
     """Allow the report text to overlap another, which biases the result."""
     pruning: Pruning = Pruning()
@@ -263,15 +258,10 @@ def _shared(raw: Keys) -> Keys:
 
 
 def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
-    """Load a config and apply `key.path=value` overrides, values read as YAML.
+    """Load a YAML file, a shipped experiment by its name, or the default for None.
 
-    Args:
-        config: A YAML file or the name of a shipped experiment; None for the default.
-        overrides: Applied after the config's `base`; of two for one key, the last counts.
-
-    Raises:
-        ValueError: If there is no such config, a file is malformed, or a key or value breaks its
-            rule. One line names the key, the value and the rule.
+    Overrides, `key.path=value` with a value read as YAML, go over it and its `base` in order.
+    Raises ValueError, one line that names key, value and rule.
     """
     source = DEFAULT if config is None else find(Path(config))
     named = f"{source} with --set" if overrides else str(source)
@@ -287,15 +277,9 @@ def to_yaml(config: Config) -> str:
     Tasks have only what is not the experiment's, so that an override of that reaches them.
     """
     raw = config.model_dump(mode="json")
-    shared = _shared(raw)
-    tasks = [
-        {k: v for k, v in t.items() if k not in shared or v != shared[k]} for t in raw["tasks"]
-    ]
+    shared = _shared(raw).items()
+    tasks = [dict(x for x in task.items() if x not in shared) for task in raw["tasks"]]
     return yaml.safe_dump({**raw, "tasks": tasks}, sort_keys=False, allow_unicode=True)
-
-
-_SECTIONS = (Config, Selection, Pruning, Task, Search, Ray)
-_KEYS = {key for section in _SECTIONS for key in section.model_fields}
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -304,7 +288,9 @@ def _first_problem(error: ValidationError) -> str:
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     path = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _KEYS, n=1)
+        sections = (Config, Selection, Pruning, Task, Search, Ray)
+        keys = {key for section in sections for key in section.model_fields}
+        near = difflib.get_close_matches(str(problem["loc"][-1]), keys, n=1)
         way_out = f"did you mean {near[0]}?" if near else "configs/schema.json lists the known ones"
         return f"{path} is an unknown key; {way_out}"
     if problem["type"] == "missing":

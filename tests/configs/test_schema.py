@@ -59,9 +59,9 @@ def test_tasks_are_filled_in_from_the_experiment():
     ]
     others = {role: getattr(config, role) for role in ("calibration", "selection", "report")}
     plain = {
-        role: schema.Text(**text.model_dump(exclude={"model"})) for role, text in others.items()
+        role: schema.Texts(**text.model_dump(exclude={"model"})) for role, text in others.items()
     }
-    assert config.tasks[2].texts == {**plain, "fitness": schema.Text.model_validate(FITNESS)}
+    assert config.tasks[2].texts == {**plain, "fitness": schema.Texts.model_validate(FITNESS)}
 
 
 def test_an_override_reaches_the_tasks_of_a_written_config(tmp_path):
