@@ -58,11 +58,11 @@ def perplexity(losses: Tensor) -> float:
 def perplexity_error(losses: Tensor) -> float | None:
     """Return the standard error of `perplexity`; None for a single window.
 
-    By the delta method it is exp(m) s / sqrt(n), with the mean m and the standard deviation s of n
-    windows' losses: exp's slope at m times the standard error of m.
+    By the delta method it is exp's slope at the mean loss times the standard error of that.
     """
-    error = losses.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None
-    return None if error is None else perplexity(losses) * error
+    if len(losses) < 2:
+        return None
+    return perplexity(losses) * (losses.std().item() / math.sqrt(len(losses)))
 
 
 def measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> Report:
@@ -71,21 +71,20 @@ def measured(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> Repo
     Behind each is its standard error. What is not finite is None.
     """
 
-    def of(part: Tensor) -> dict[str, float | None]:
-        found: dict[str, float | None] = {}
-        for name, values in losses.items():
-            pair = perplexity(values[part]), perplexity_error(values[part])
-            value, error = (x if x is not None and math.isfinite(x) else None for x in pair)
-            found |= {name: value, f"{name}_standard_error": error}
-        return found
+    def of(part: Tensor) -> Report:
+        values: dict[str, float | None] = {}
+        for name, loss in losses.items():
+            values[name] = perplexity(loss[part])
+            values[f"{name}_standard_error"] = perplexity_error(loss[part])
+        return {x: y if y is not None and math.isfinite(y) else None for x, y in values.items()}
 
     kinds = torch.tensor(windows.kinds)
     by_text = []
     for kind, part in enumerate(windows.parts):
         shown = {name.replace("_perplexity", ""): x for name, x in of(kinds == kind).items()}
         by_text.append({"corpus": part["corpus"], "split": part["split"], **shown})
-    place = {**windows.provenance, "dtype": dtype}
-    return {**of(kinds >= 0), "perplexity_of": place, "by_text": by_text}
+    source = {**windows.provenance, "dtype": dtype}
+    return {**of(kinds >= 0), "perplexity_of": source, "by_text": by_text}
 
 
 def not_finite(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> list[str]:
@@ -104,19 +103,18 @@ def not_finite(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> li
 
 def lines(report: Report) -> list[str]:
     """Return what `measured` returns as text: perplexities, of each text if there are several."""
-    place = f"{place_of(report['perplexity_of'])}, {report['perplexity_of']['dtype']}"
+    source = f"{source_of(report['perplexity_of'])}, {report['perplexity_of']['dtype']}"
     names = [name for name in report if name.endswith("perplexity")]
     width = max(map(len, names))
-    lines = [f"{x.replace('_', ' '):{width}} {_number(report, x)} ({place})" for x in names]
+    lines = [f"{x.replace('_', ' '):{width}} {_number(report, x)} ({source})" for x in names]
     for text in report["by_text"] if len(report["by_text"]) > 1 else []:
-        named = [name for name in ("perplexity", "dense", "pruned") if name in text]
-        values = [f"{name} {_number(text, name)}" for name in named]
-        corpus = Path(text["corpus"]).name
-        lines.append(f"  of {corpus}, split {text['split']}: {', '.join(values)}")
+        names = [name for name in ("perplexity", "dense", "pruned") if name in text]
+        values = ", ".join(f"{name} {_number(text, name)}" for name in names)
+        lines.append(f"  of {Path(text['corpus']).name}, split {text['split']}: {values}")
     return lines
 
 
-def place_of(provenance: Report) -> str:
+def source_of(provenance: Report) -> str:
     """Say where windows come from; of local files the names alone."""
     corpora = [Path(corpus).name for corpus in provenance["corpus"].split(" + ")]
     words = "split {split}, {windows} windows of {length} = {tokens} tokens"

@@ -30,8 +30,9 @@ HELD_OUT_TOPICS = {
 }
 EMBEDDED = "embedded"
 EMBEDDED_PARTS = ("training", *reversed(HELD_OUT_TOPICS))
+
+# How `datasets` reads a local file, by the end of its name.
 READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-"""How `datasets` reads a local file, by the end of its name."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ CORPORA = {
 }
 
 
-class Place(NamedTuple):
+class Slice(NamedTuple):
     """A slice of a text, in percent."""
 
     corpus: str  # a name, or the full path of a file
@@ -93,7 +94,7 @@ class Place(NamedTuple):
     source: Corpus
 
 
-def find(corpus: str, split: str) -> Place:
+def find(corpus: str, split: str) -> Slice:
     """Return where a text is, without reading it; raises ValueError if it is not there."""
     match = re.fullmatch(r"([\w-]*)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
     first, last = (int(match[2] or 0), int(match[3] or 100)) if match else (0, 0)
@@ -102,23 +103,22 @@ def find(corpus: str, split: str) -> Place:
         raise ValueError(f"split must be {rule}; got {split!r}")
     if source := CORPORA.get(corpus):
         if match[1] not in source.joins:
-            known = ", ".join(source.joins)
-            raise ValueError(f"split of corpus {corpus!r} must be one of {known}; got {match[1]!r}")
-        return Place(corpus, match[1], first, last, source)
+            rule = f"must be one of {', '.join(source.joins)}"
+            raise ValueError(f"split of corpus {corpus!r} {rule}; got {match[1]!r}")
+        return Slice(corpus, match[1], first, last, source)
     reader = READERS.get(Path(corpus).suffix)
     file = os.path.realpath(os.path.expanduser(corpus))  # noqa: PTH111  # Path's may raise
     if not reader or not Path(file).is_file():
-        known = f"{', '.join(CORPORA)} or a {', '.join(READERS)} file that is there"
-        raise ValueError(f"corpus must be {known}; got {corpus!r}")
+        rule = f"{', '.join(CORPORA)} or a {', '.join(READERS)} file that is there"
+        raise ValueError(f"corpus must be {rule}; got {corpus!r}")
     local = Corpus(reader, joins={"train": "\n\n"}, data_files={"train": glob.escape(file)})
-    return Place(file, "train", first, last, local)
+    return Slice(file, "train", first, last, local)
 
 
 def load_text(corpus: str, split: str) -> str:
     """Return a split's documents, joined, and cut at line starts; raises as `load_documents`."""
-    place = find(corpus, split)
-    documents = load_documents(place, place.source.documents)
-    text = place.source.joins[place.split].join(documents)
+    part = find(corpus, split)
+    text = part.source.joins[part.split].join(load_documents(part, part.source.documents))
 
     def position(percent: int) -> int:
         # Of the first line at or after a percentage; in a text of one line, of the first word.
@@ -128,31 +128,29 @@ def load_text(corpus: str, split: str) -> str:
         end = text.find("\n" if "\n" in text else " ", start - 1)
         return end + 1 if end >= 0 else len(text)
 
-    return text[position(place.first) : position(place.last)]
+    return text[position(part.first) : position(part.last)]
 
 
-def load_documents(place: Place, first: int | None = None) -> Sequence[str]:
+def load_documents(part: Slice, first: int | None = None) -> Sequence[str]:
     """Return the documents of a split, without its slice: the rows of a table, a whole .txt file.
 
+    Only the first so many are streamed; of all, each of the hub's is read when it is looked at.
     Raises ValueError if a file is not of the kind its suffix says, or the hub does not serve it.
-
-    Args:
-        first: Stream only so many; None for all, each of the hub's read when it is looked at.
     """
-    source, split = place.source, place.split
-    if place.corpus == EMBEDDED:
+    source, split = part.source, part.split
+    if part.corpus == EMBEDDED:
         return [_embedded_text(split)]
     import datasets  # here, since the embedded text does not need it and it takes a second
 
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it tells the hub of each local file
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are told below
     # A streamed file is neither copied to a cache nor taken from one that is older than the file.
-    streaming = first is not None or place.corpus not in CORPORA
+    streaming = first is not None or part.corpus not in CORPORA
     files = source.data_files and {split: source.data_files[split]}
     where = {"revision": source.revision, "data_files": files, "split": split}
     try:
         if source.path == "text":
-            return [Path(place.corpus).read_text(encoding="utf-8")]
+            return [Path(part.corpus).read_text(encoding="utf-8")]
         rows = datasets.load_dataset(source.path, source.name, streaming=streaming, **where)
         documents: Sequence[str] = (rows if first is None else rows.take(first))[source.column]
         if streaming:
@@ -163,7 +161,7 @@ def load_documents(place: Place, first: int | None = None) -> Sequence[str]:
     except (OSError, KeyError, ValueError, StopIteration, datasets.exceptions.DatasetsError) as e:
         cause = f"{type(e).__name__}: {e}".partition("\n")[0]
         way_out = f"give {EMBEDDED}, UTF-8 text, or rows with a string column {source.column!r}"
-        raise ValueError(f"corpus {place.corpus!r} cannot be read ({cause}): {way_out}") from e
+        raise ValueError(f"corpus {part.corpus!r} cannot be read ({cause}): {way_out}") from e
 
 
 def _embedded_text(part: str) -> str:
@@ -174,14 +172,11 @@ def _embedded_text(part: str) -> str:
     from pydoc_data.topics import topics
 
     parts = {name: sorted(names.split()) for name, names in HELD_OUT_TOPICS.items()}
-    parts["training"] = sorted(set(topics) - {topic for names in parts.values() for topic in names})
-    seen: set[str] = set()
-    kept: dict[str, list[str]] = {}
+    parts["training"] = sorted(set(topics).difference(*parts.values()))
+    first: dict[str, tuple[str, str]] = {}  # part and paragraph in which words appear first
     for name, names in parts.items():
-        kept[name] = []
         for paragraph in "\n\n".join(topics.get(topic, "") for topic in names).split("\n\n"):
-            words = " ".join(paragraph.split())  # an indented quotation is still a quotation
-            if words and words not in seen:
-                seen.add(words)
-                kept[name].append(paragraph.strip("\n"))
-    return "\n\n".join(kept[part]) + "\n"
+            # An indented quotation is still a quotation.
+            first.setdefault(" ".join(paragraph.split()), (name, paragraph.strip("\n")))
+    kept = (paragraph for words, (name, paragraph) in first.items() if words and name == part)
+    return "\n\n".join(kept) + "\n"

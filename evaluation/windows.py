@@ -52,18 +52,20 @@ class Text:
     seed: int | None = None  # draws starts that may overlap; None spreads windows over the text
     # Whether each window begins with bos, and holds one token less of the text; None if the
     # tokenizer puts one before a text. Gemma is useless without. Published perplexities of LLaMA
-    # are without: special tokens stand where the tokenizer puts them, once for the whole text.
+    # have it once, before the whole text.
     bos: bool | None = None
     by_document: bool = False  # whether each window is drawn from a single document
     most: int | None = None  # most windows where `windows` is None; None for all
 
     def check(self) -> str | None:
         """Check what needs no work, or raise ValueError; return a line for a text of the hub."""
-        hub = find(self.corpus, self.split).source.revision
+        on_hub = find(self.corpus, self.split).source.revision
         if self.by_document and "[" in self.split:
             raise ValueError(f"a split drawn by document must have no slice, got {self.split!r}")
-        place = f"corpus {self.corpus!r}, split {self.split!r}"
-        return f"{place} comes from the Hugging Face hub: not checked" if hub else None
+        return f"{self} comes from the Hugging Face hub: not checked" if on_hub else None
+
+    def __str__(self) -> str:
+        return f"corpus {self.corpus!r}, split {self.split!r}"
 
     def cut(self, tokenizer: Tokenizer) -> Windows:
         """Read the text and cut it; raises ValueError if it cannot be read, or is too short."""
@@ -78,8 +80,8 @@ class Text:
             "seed": self.seed,
             "bos": bos,
             "text_sha256": hashlib.sha256(read.encode()).hexdigest(),
+            **({"by_document": True} if self.by_document else {}),
         }
-        provenance |= {"by_document": True} if self.by_document else {}
         return Windows(tokens, (provenance,), (0,) * len(tokens))
 
     def _from_whole(self, tokenizer: Tokenizer) -> tuple[Tensor, bool, str]:
@@ -101,10 +103,8 @@ class Text:
         every = tokens // length
         windows = min(every, self.most or every) if self.windows is None else self.windows
         if windows < 1 or every < (windows if self.seed is None else 1):
-            raise ValueError(
-                f"windows must be at least 1 and fit the text, got {windows} of {length} tokens; "
-                f"corpus {self.corpus!r}, split {self.split!r} has {tokens}"
-            )
+            rule = "windows must be at least 1 and fit the text"
+            raise ValueError(f"{rule}, got {windows} of {length} tokens; {self} has {tokens}")
         if self.seed is not None:
             generator = np.random.default_rng(self.seed)
             return torch.from_numpy(generator.integers(0, tokens - length + 1, size=windows))
@@ -120,21 +120,20 @@ class Text:
         """
         documents = load_documents(find(self.corpus, self.split))
         generator, too_short = random.Random(self.seed or 0), set[int]()
-        drawn: list[list[int]] = []
-        read = ""
+        drawn, read = list[list[int]](), ""
         while len(drawn) < (self.windows or 1):
             if len(too_short) == len(documents):
                 raise ValueError(f"{self.corpus!r} has no document of over {self.length} tokens")
-            place = generator.randint(0, len(documents) - 1)
-            if place in too_short:
+            number = generator.randint(0, len(documents) - 1)
+            if number in too_short:
                 continue
-            ids = tokenizer(documents[place], verbose=False)["input_ids"]  # see `_from_whole`
+            ids = tokenizer(documents[number], verbose=False)["input_ids"]  # see `_from_whole`
             if len(ids) <= self.length:
-                too_short.add(place)
+                too_short.add(number)
                 continue
             start = generator.randint(0, len(ids) - self.length - 1)
             drawn.append(ids[start : start + self.length])
-            read += documents[place]
+            read += documents[number]
         return torch.tensor(drawn), False, read
 
 
@@ -145,11 +144,10 @@ def share_windows(texts: Sequence[Text], shares: Sequence[float]) -> tuple[Text,
     """
     if overlaps := check_disjoint({f"part {n}": [text] for n, text in enumerate(texts, 1)}):
         raise ValueError(f"{overlaps[0]}: give each kind of text once, with its share")
-    windows = texts[0].windows
-    if windows is None:
+    if (windows := texts[0].windows) is None:
         return tuple(texts)
     exact = [windows * share / sum(shares) for share in shares]
-    counts = [int(count) for count in exact]
+    counts = [*map(int, exact)]
     # The windows that are left go to the largest remainders (Hamilton's method).
     by_remainder = sorted(range(len(exact)), key=lambda kind: counts[kind] - exact[kind])
     for kind in by_remainder[: windows - sum(counts)]:
@@ -173,11 +171,11 @@ def cut_all(texts: Sequence[Text], tokenizer: Tokenizer) -> Windows:
     """Cut the windows of several texts and mix them evenly."""
     cuts = [text.cut(tokenizer) for text in texts]
     order = sorted(
-        ((place + 0.5) / len(cut.tokens), kind, place)
+        ((i + 0.5) / len(cut.tokens), kind, i)
         for kind, cut in enumerate(cuts)
-        for place in range(len(cut.tokens))
+        for i in range(len(cut.tokens))
     )
-    tokens = torch.stack([cuts[kind].tokens[place] for _, kind, place in order])
+    tokens = torch.stack([cuts[kind].tokens[i] for _, kind, i in order])
     parts = tuple(cut.provenance for cut in cuts)
     return Windows(tokens, parts, tuple(kind for _, kind, _ in order))
 
@@ -188,11 +186,11 @@ def special_note(tokens: Tensor, tokenizer: Tokenizer) -> str | None:
     A model expects `<unk>` nowhere: a few weigh as much in a gradient as all other tokens.
     """
     special = [i for i in tokenizer.all_special_ids if i != tokenizer.bos_token_id]
-    found = tokens[torch.isin(tokens, torch.tensor(special, dtype=torch.int64))]
-    if not len(found):
+    there = tokens[torch.isin(tokens, torch.tensor(special, dtype=torch.int64))]
+    if not len(there):
         return None
     return (
-        f"{len(found) / tokens.numel():.1%} of the calibration tokens are special ones such as "
-        f"{tokenizer.decode(found[:1])}, which stand for no text and spoil statistics: give the "
+        f"{len(there) / tokens.numel():.1%} of the calibration tokens are special ones such as "
+        f"{tokenizer.decode(there[:1])}, which stand for no text and spoil statistics: give the "
         "text in its raw form, such as wikitext2"
     )

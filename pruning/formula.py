@@ -8,17 +8,15 @@ by `ast` and never evaluated.
 import ast
 import difflib
 import re
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import NamedTuple, Never
 
 from prunevolve.pruning.operators import OPERATORS, POWER
 from prunevolve.pruning.statistics import TERMINALS
 
-MAX_DEPTH = 32
-"""Deepest metric that is read, root at depth 0; a search's own limit is far lower."""
-
-MAX_CHARACTERS = 20_000
-"""Longest text that is read, so that hostile input costs nothing."""
+MAX_DEPTH = 32  # of a metric that is read, root at depth 0; a search's own limit is far lower
+MAX_CHARACTERS = 20_000  # that are read, so that hostile input costs nothing
 
 POWERS = {"sqr": 2.0, "pow": 2.0, "cube": 3.0, "sqrt": 0.5, "root4": 0.25, "pow15": 1.5}
 """Exponents by operator; of two with the same the first is read."""
@@ -44,15 +42,43 @@ _SIGNED, _SUM, _PRODUCT, _POWER, _ATOM = range(5)
 """How tightly a text binds, from `−x` and `x + y` over `x · y` and `x²` to `x`."""
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True)
+class Call:
     """What a text says: an operator, or `SIGNED_POWER`, on operands, a terminal or a number."""
 
     name: str
     operands: tuple["Call", ...] = ()
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is a number."""
+        return not self.operands and self.name not in TERMINALS
+
+    @property
+    def value(self) -> float:
+        """The number; only a constant has one."""
+        return float(self.name)
+
+    @cached_property
+    def never_negative(self) -> bool:
+        """Whether the score is certainly 0 or more, whatever the weights."""
+        if self.operands:
+            return OPERATORS[self.name].is_unsigned([x.never_negative for x in self.operands])
+        return self.value >= 0 if self.is_constant else not TERMINALS[self.name].signed
+
+    @property
+    def infix(self) -> str:
+        """One line of mathematics, such as `W² · G · √X / rowmean(W)`; `read_formula` reads it.
+
+        An operator without a form of its own is shown as `name(x, y)`.
+        """
+        return _infix(self).text
+
 
 def read_formula(text: str) -> Call:
     """Return what a text spells; raises ValueError as `Metric.parse` does."""
+    if not isinstance(text, str):
+        raise ValueError(f"metric must be text such as W * sqrt(X), got {text!r:.40}")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"metric {text[:40]!r}... is longer than {MAX_CHARACTERS} characters")
     text = " ".join(text.split())
@@ -68,10 +94,10 @@ def read_formula(text: str) -> Call:
     return _from_ast(tree, text, depth=0)
 
 
-def refuse(text: str, place: int, problem: str) -> Never:
+def refuse(text: str, start: int, problem: str) -> Never:
     """Raise ValueError that points at a place of a text."""
-    excerpt = text[max(0, place - 30) : place + 30]
-    raise ValueError(f"metric '{excerpt}', at column {place + 1}: {problem}")
+    excerpt = text[max(0, start - 30) : start + 30]
+    raise ValueError(f"metric '{excerpt}', at column {start + 1}: {problem}")
 
 
 def _from_ast(node: ast.expr, text: str, depth: int) -> Call:
@@ -88,15 +114,14 @@ def _from_ast(node: ast.expr, text: str, depth: int) -> Call:
     if name not in OPERATORS and name not in TERMINALS:
         near = difflib.get_close_matches(name[:40], [*TERMINALS, *OPERATORS], n=1)
         guess = f"did you mean {near[0]}? " if near else ""
-        names = (
-            f"terminals are {', '.join(TERMINALS)} and numbers, operators {', '.join(OPERATORS)}"
-        )
+        terminals, operators = ", ".join(TERMINALS), ", ".join(OPERATORS)
+        names = f"terminals are {terminals} and numbers, operators {operators}"
         refuse_here(f"{name[:40]!r} is unknown: {guess}{names}")
     arity = OPERATORS[name].arity if name in OPERATORS else 0
     if len(operands) != arity:
         refuse_here(f"{name} takes {arity} operand(s), not {len(operands)}")
     read = tuple(_from_ast(x, text, depth + 1) for x in operands)
-    is_signed = isinstance(node, ast.BinOp) and name == POWER and _is_number(read[1])
+    is_signed = isinstance(node, ast.BinOp) and name == POWER and read[1].is_constant
     return Call(SIGNED_POWER if is_signed else name, read)
 
 
@@ -129,14 +154,9 @@ class _Text(NamedTuple):
         return self.text if self.binding >= least else f"({self.text})"
 
 
-def line_of(call: Call) -> str:
-    """Return the line; see `Metric.infix`."""
-    return _infix(call).text
-
-
 def _infix(call: Call) -> _Text:
-    if _is_number(call):
-        return _number(float(call.name))
+    if call.is_constant:
+        return _number(call.value)
     if not call.operands:
         return _Text(call.name, _ATOM)
     if call.name in ("mul", "quot"):
@@ -201,26 +221,16 @@ def _quotient(call: Call) -> _Text:
 
 def _exponent(call: Call) -> float | None:
     """Return c of a call that is x ** c or |x| ** c by its operator; None of any other."""
-    if call.name == POWER and _is_number(call.operands[1]):
-        return float(call.operands[1].name)
+    if call.name == POWER and call.operands[1].is_constant:
+        return call.operands[1].value
     return POWERS.get(call.name)
-
-
-def _is_number(call: Call) -> bool:
-    return not call.operands and call.name not in TERMINALS
-
-
-def _never_negative(call: Call) -> bool:
-    if call.operands:
-        return OPERATORS[call.name].is_unsigned([*map(_never_negative, call.operands)])
-    return not TERMINALS[call.name].signed if call.name in TERMINALS else float(call.name) >= 0
 
 
 def _factors(call: Call) -> list[tuple[_Text, float]]:
     """Return what a call multiplies, with exponents, below 0 of what it divides by."""
     if (exponent := _exponent(call)) is not None:
         x = call.operands[0]
-        keeps_sign = _never_negative(x) or call.name in ("sqr", "pow", "cube")
+        keeps_sign = x.never_negative or call.name in ("sqr", "pow", "cube")
         return [(_infix(x) if keeps_sign else _magnitude(_infix(x)), exponent)]
     if call.name not in ("mul", "quot"):
         return [(_infix(call), 1.0)]

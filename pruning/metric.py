@@ -12,27 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunevolve.pruning.formula import (
-    MAX_DEPTH,
-    POWERS,
-    SIGNED_POWER,
-    Call,
-    line_of,
-    read_formula,
-    refuse,
-)
+from prunevolve.pruning import operators
+from prunevolve.pruning.formula import MAX_DEPTH, POWERS, SIGNED_POWER, Call, read_formula, refuse
 from prunevolve.pruning.masks import group_of
-from prunevolve.pruning.operators import (
-    MATRIX,
-    NO_UNITS,
-    NUMBER,
-    OPERATORS,
-    POWER,
-    Shape,
-    Units,
-    any_side,
-    power_of,
-)
+from prunevolve.pruning.operators import MATRIX, NUMBER, OPERATORS, POWER, Shape, Units
 from prunevolve.pruning.statistics import TERMINALS
 
 MAGNITUDES = (1e-37, 1e38)
@@ -45,11 +28,12 @@ def is_number(value: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A formula that scores every weight of a matrix; weights with low scores are pruned."""
+class Metric(Call):
+    """A formula that scores every weight of a matrix; weights with low scores are pruned.
 
-    # The operator, terminal or number at the root; a number as `Metric.constant` writes it.
-    name: str
+    At its root is an operator, a terminal, or a number as `Metric.constant` writes it.
+    """
+
     operands: tuple["Metric", ...] = ()  # of the operator
 
     @staticmethod
@@ -57,8 +41,7 @@ class Metric:
     def parse(text: str) -> "Metric":
         """Read a metric from its text, `mul(W, sqrt(X))`, or from mathematics, `W * sqrt(X)`.
 
-        Raises ValueError, one line that points at the place, if the text is anything but known
-        operators on terminals and numbers, at most `formula.MAX_DEPTH` deep.
+        Raises ValueError, one line that points at the place, if it is anything else.
         """
         metric = _made(read_formula(text))
         if metric.depth > MAX_DEPTH:  # a power may be two operators
@@ -89,33 +72,11 @@ class Metric:
             return self.name
         return f"{self.name}({', '.join(operand.text for operand in self.operands)})"
 
-    @property
-    def infix(self) -> str:
-        """The metric as one line of mathematics, such as `W² · G · √X / rowmean(W)`.
-
-        An operator without a form of its own is shown as `name(x, y)`. `Metric.parse` reads it.
-        """
-        return line_of(self._call)
-
-    @property
-    def _call(self) -> Call:
-        return Call(self.name, tuple(operand._call for operand in self.operands))
-
     def __str__(self) -> str:
         return self.infix
 
     def __repr__(self) -> str:
         return self.text
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether the metric is a number."""
-        return not self.operands and self.name not in TERMINALS
-
-    @property
-    def value(self) -> float:
-        """The number; only a constant has one."""
-        return float(self.name)
 
     @cached_property
     def terminals(self) -> frozenset[str]:
@@ -157,7 +118,7 @@ class Metric:
 
     @property
     def has_units(self) -> bool:
-        """Whether its operands go together, so that it has `units`, though these may be none."""
+        """Whether its operands go together, though its units may be none."""
         return self._units is not None
 
     @property
@@ -168,28 +129,20 @@ class Metric:
     @cached_property
     def _units(self) -> Units | None:
         if not self.operands:
-            return NO_UNITS if self.is_constant else TERMINALS[self.name].units
+            return Units() if self.is_constant else TERMINALS[self.name].units
         units = [operand._units for operand in self.operands]
         if self.name == POWER and units[0] and self.operands[1].is_constant:
-            return power_of(units[0], self.operands[1].value)
-        over = any_side(*(operand._sides for operand in self.operands))
+            return operators.power_of(units[0], self.operands[1].value)
+        over = operators.any_side(*(operand._sides for operand in self.operands))
         return None if None in units else OPERATORS[self.name].units(*units, over=over)
 
     @cached_property
     def _sides(self) -> Shape:
         """The sides of the tensor: `div` broadcasts, so they can be more than those of `shape`."""
-        sides = [operand._sides for operand in self.operands]
-        if not sides:
+        if not self.operands:
             return self.shape
-        return any_side(*sides) if self.name == "div" else OPERATORS[self.name].typing.shape(*sides)
-
-    @cached_property
-    def never_negative(self) -> bool:
-        """Whether the score is certainly 0 or more, whatever the weights."""
-        if self.operands:
-            unsigned = [operand.never_negative for operand in self.operands]
-            return OPERATORS[self.name].is_unsigned(unsigned)
-        return self.value >= 0 if self.is_constant else not TERMINALS[self.name].signed
+        shape = operators.any_side if self.name == "div" else OPERATORS[self.name].typing.shape
+        return shape(*(operand._sides for operand in self.operands))
 
     @cached_property
     def problem(self) -> str:
@@ -203,9 +156,9 @@ class Metric:
     @cached_property
     def mistyped(self) -> str:
         """Which operator has operands that it cannot take, in one line; empty if none has."""
-        for node in self.nodes():
-            typing = OPERATORS[node.name].typing if node.operands else None
-            if typing and typing.refuses(*(x.shape for x in node.operands)):
+        for node in (node for node in self.nodes() if node.operands):
+            typing = OPERATORS[node.name].typing
+            if typing.refuses(*(x.shape for x in node.operands)):
                 return f"metric '{self.text}' has {node.text}: {node.name} {typing.why}"
             if node.name == POWER and not node.operands[1].is_constant:
                 return f"metric '{self.text}' has {node.text}: its exponent must be a number"
@@ -224,23 +177,21 @@ class Metric:
         return self
 
     def score(self, **terminals: Tensor | None) -> Tensor:
-        """Score every weight of one matrix; low scores are pruned.
+        """Score every weight of one matrix, in fp32; low scores are pruned.
+
+        Scores are (out_features, in_features) if `problem` is empty, else possibly of size 1 along
+        a side. They may be non-finite: no mask can be made of such scores.
 
         Args:
             terminals: Values of at least the terminals that the metric names, of their shapes, W as
-                absolute weights. They are cast to fp32.
-
-        Returns:
-            Scores in fp32, (out_features, in_features) if `problem` is empty, else possibly of
-            size 1 along a side. They may be non-finite: no mask can be made of such scores.
+                absolute weights.
         """
         values: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
         for terminal in sorted(self.terminals):
             if (tensor := terminals.get(terminal)) is None:
-                raise ValueError(
-                    f"metric '{self.text}' uses {terminal}, and {terminal} is None: pass it"
-                )
+                problem = f"uses {terminal}, and {terminal} is None: pass it"
+                raise ValueError(f"metric '{self.text}' {problem}")
             values[Metric(terminal)] = tensor.to(torch.float32)
             device = tensor.device
         try:
@@ -282,9 +233,8 @@ def interned(name: str, operands: tuple[Metric, ...] = ()) -> Metric:
 
 
 def _made(call: Call) -> Metric:
-    """Return the metric that a text spells."""
-    if not call.operands and call.name not in TERMINALS:
-        return Metric.constant(float(call.name))
+    if call.is_constant:
+        return Metric.constant(call.value)
     operands = tuple(map(_made, call.operands))
     if call.name == SIGNED_POWER:
         return _power(operands[0], operands[1].value)

@@ -16,8 +16,7 @@ from torch import Tensor
 
 _MATRIX_SIDES = (-2, -1)
 
-SMALLEST_DIVISOR = 1e-12
-"""`quot` keeps the magnitude of its divisor at or above this."""
+SMALLEST_DIVISOR = 1e-12  # `quot` keeps the magnitude of its divisor at or above this
 
 
 class Shape(NamedTuple):
@@ -52,8 +51,6 @@ class Units(NamedTuple):
         powers = zip(self._fields, self, strict=True)
         return " ".join(n if p == 1 else f"{n}^{p:g}" for n, p in powers if p) or "none"
 
-
-NO_UNITS = Units()
 
 MATRIX = Shape(True, True)
 PER_OUTPUT = Shape(True, False)
@@ -94,21 +91,18 @@ _PER_COL = Typing(
 
 
 def _power(exponent: float, sides: float = 0) -> Callable[..., Units]:
-    return lambda x, over: power_of(x, exponent, sides)
+    """Return those of a power, and of so many sides that it sums over."""
+    return lambda x, over: power_of(x, exponent, Units(n=sides))
 
 
-def power_of(units: Units, exponent: float, sides: float = 0) -> Units:
-    """Return the units of a power of what has these, and of so many sides that it sums over."""
-    return _sum(units, Units(n=sides), exponent)
+def power_of(x: Units, exponent: float, y: Units = Units()) -> Units:
+    """Return the units of a power of what has these, times what has others."""
+    # Rounded, so that tenths that cancel are none.
+    return Units(*(round(exponent * a + b, 6) for a, b in zip(x, y, strict=True)))
 
 
 def _joined(sign: int) -> Callable[..., Units]:
-    return lambda x, y, over: _sum(y, x, sign)
-
-
-def _sum(x: Units, y: Units, factor: float) -> Units:
-    # Rounded, so that tenths that cancel are none.
-    return Units(*(round(factor * a + b, 6) for a, b in zip(x, y, strict=True)))
+    return lambda x, y, over: power_of(y, sign, x)
 
 
 def _by_frobenius(x: Units, y: Units, over: Shape) -> Units:
@@ -121,7 +115,7 @@ def _alike(x: Units, y: Units, over: Shape) -> Units | None:
 
 
 def _of_number(x: Units, over: Shape) -> Units | None:
-    return x if x == NO_UNITS else None
+    return x if x == Units() else None
 
 
 _SAME_UNITS = _power(1)
@@ -280,11 +274,9 @@ TWINS: dict[str, Operator] = {
 """What a search without units has in place of `div`, `rownorm` and `colnorm`. It draws none of
 these: twice as many operators of one kind would be drawn twice as often."""
 
+# Operator sets that a search can draw from, by their name in the config; the release has no numbers.
 SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED}
-"""Operator sets that a search can draw from, by their name in the config."""
-
 SETS_WITH_NUMBERS = frozenset({"extended"})
-"""Sets that include numbers; the release has none."""
 
 OPERATORS: dict[str, Operator] = EXTENDED | UNDRAWN | TWINS
 """All operators: the language reads them whatever a search draws from."""

@@ -264,7 +264,7 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
         "base": _MARKUP.sub(r"\\\1", name),
         "formula": formula,
         "group": recipe["group"] or "groups of the pattern",
-        "calibration": perplexity.place_of(calibration) if calibration else "no text",
+        "calibration": perplexity.source_of(calibration) if calibration else "no text",
         "measured": "\n".join(measured_lines(report)),
         "warnings": "".join(f"\nWarning: {line}.\n" for line in report["warnings"]),
     }
