@@ -75,7 +75,7 @@ _DIRECTION = f"exp(mul(0.2, divrms({_MEAN}, {_MEAN})))"
 _BOTH = "mul(sqr(W), mul(G, sqrt(X)))"
 _MEANS = "mul(add(rowmean(W), colmean(W)), rowmean(sqrt(X)))"
 
-FOUND: dict[str, Baseline] = {
+NAMED: dict[str, Baseline] = PUBLISHED | {
     "directed-snip-wanda": Baseline(
         f"quot(mul({_DIRECTION}, {_BOTH}), {_MEANS})", "model", "this project, 2026"
     ),
@@ -86,10 +86,7 @@ FOUND: dict[str, Baseline] = {
         "this project, 2026",
     ),
 }
-"""The metrics that came out of this project's searches and measurements."""
-
-NAMED: dict[str, Baseline] = PUBLISHED | FOUND
-"""All metrics that can be given by name."""
+"""All metrics that can be given by name; the last came out of this project's searches."""
 
 SPARSEGPT = "sparsegpt"
 """The method that is no metric alone: it changes weights while it chooses (`pruning.sparsegpt`)."""

@@ -12,19 +12,12 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from prunevolve.pruning.ranking import (
-    Score,
-    check_sparsity,
-    lowest_of_rows,
-    model_threshold,
-    up_to,
-)
+from prunevolve.pruning.ranking import Score, lowest_of_rows, model_threshold, up_to
 
 CROWDED = 0.9
 """Fraction of zeros above which a layer is warned about: its output depends on few weights."""
 
-_CACHED = 1 << 20
-"""Scores that fit the cache: in fewer a threshold is found faster without a sample."""
+_CACHED = 1 << 20  # scores that fit the cache: below it a threshold is faster without a sample
 
 Masks = Iterator[tuple[str, Tensor]]
 """Layer names and masks, each shaped like the layer's weight, computed one at a time."""
@@ -50,22 +43,18 @@ class Group(Protocol):
         return matrix
 
     def removed(self, size: int, fraction: float) -> int:
-        """Return how many of a group of some size go; raises ValueError as `check_sparsity`."""
-        check_sparsity(fraction)
+        """Return how many of a group of some size go."""
         return int(size * fraction)
 
     def mask(self, scores: Tensor, fraction: float) -> Tensor:
-        """Return one layer's mask from its finite scores; high is kept. Raises as `removed`."""
+        """Return one layer's mask from its finite scores; high is kept."""
         rows = self.rows(scores)
         return lowest_of_rows(rows, self.removed(rows.shape[1], fraction)).reshape(scores.shape)
 
     def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
-        """Return each layer's name and mask, in the order of `fractions`; raises as `mask`.
+        """Return each layer's name and mask, given the fraction, in [0, 1), that goes of each.
 
-        Args:
-            score: Called for each layer when its mask is due; by a group over the whole model also
-                twice before this returns.
-            fractions: Layer name to the fraction that goes, in [0, 1).
+        Scores are computed when a mask is due; over the whole model also twice before this returns.
         """
         return ((name, self.mask(score(name), part)) for name, part in fractions.items())
 
@@ -77,7 +66,6 @@ class Group(Protocol):
 
     def check_layer(self, name: str, in_features: int) -> None:
         """Raise ValueError if the group does not fit a layer's number of inputs."""
-        return None
 
 
 @dataclass(frozen=True)
@@ -116,16 +104,17 @@ class Model(Layer):
 
     def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
         threshold, ties = model_threshold(score, fractions)
-        return _up_to(score, fractions, threshold, ties)
+
+        def masks() -> Masks:
+            nonlocal ties
+            for name in fractions:
+                mask, ties = up_to(score(name), threshold, ties)
+                yield name, mask
+
+        return masks()
 
     def is_met(self, zeros: Tensor, fraction: float) -> bool:
         return True
-
-
-def _up_to(score: Score, names: Iterable[str], threshold: float, ties: int) -> Masks:
-    for name in names:
-        mask, ties = up_to(score(name), threshold, ties)
-        yield name, mask
 
 
 @dataclass(frozen=True)
@@ -162,11 +151,7 @@ class NOfM(Group):
             )
 
 
-GROUPS: dict[str, Group] = {
-    "row": Row(),
-    "layer": Layer(),
-    "model": Model(),
-}
+GROUPS: dict[str, Group] = {group.name: group for group in (Row(), Layer(), Model())}
 """The groups for unstructured sparsity by name."""
 
 
@@ -178,7 +163,8 @@ class Target:
     group: Group
 
     def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}")
 
     @property
     def group_name(self) -> str | None:
@@ -211,14 +197,7 @@ def parse_pattern(text: str) -> NOfM | None:
 def resolve_target(
     pattern: str, sparsity: float | None, group: str | None, own_group: str
 ) -> Target:
-    """Return what to remove.
-
-    Args:
-        pattern: `unstructured` or n:m.
-        sparsity: Fraction to remove; None for 0.5, or what n:m implies.
-        group: Comparison group; None for the metric's own. None with n:m.
-        own_group: The group that belongs to the metric.
-    """
+    """Return what to remove: by default half, in the metric's own group, or what n:m implies."""
     n_of_m = parse_pattern(pattern)
     if n_of_m is None:
         fraction = 0.5 if sparsity is None else sparsity

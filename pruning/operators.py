@@ -89,13 +89,15 @@ _PER_COL = Typing(
 
 # How a result's units follow from its operands'; None if they do not go together.
 
+_NONE = Units()
+
 
 def _power(exponent: float, sides: float = 0) -> Callable[..., Units]:
     """Return those of a power, and of so many sides that it sums over."""
     return lambda x, over: power_of(x, exponent, Units(n=sides))
 
 
-def power_of(x: Units, exponent: float, y: Units = Units()) -> Units:
+def power_of(x: Units, exponent: float, y: Units = _NONE) -> Units:
     """Return the units of a power of what has these, times what has others."""
     # Rounded, so that tenths that cancel are none.
     return Units(*(round(exponent * a + b, 6) for a, b in zip(x, y, strict=True)))
@@ -115,7 +117,7 @@ def _alike(x: Units, y: Units, over: Shape) -> Units | None:
 
 
 def _of_number(x: Units, over: Shape) -> Units | None:
-    return x if x == Units() else None
+    return x if x == _NONE else None
 
 
 _SAME_UNITS = _power(1)
@@ -274,7 +276,7 @@ TWINS: dict[str, Operator] = {
 """What a search without units has in place of `div`, `rownorm` and `colnorm`. It draws none of
 these: twice as many operators of one kind would be drawn twice as often."""
 
-# Operator sets that a search can draw from, by their name in the config; the release has no numbers.
+# Operator sets that a search can draw from, by name; the release's has no numbers.
 SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED}
 SETS_WITH_NUMBERS = frozenset({"extended"})
 

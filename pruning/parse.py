@@ -47,21 +47,18 @@ def _spelled(tree: object, levels: int) -> str:
 
 
 def resolve_metric(argument: str) -> tuple[Criterion, str]:
-    """Return the metric that a `--metric` argument means, and what it was found on.
-
-    The latter are models and sparsities, such as `embedded at 60%`, if its file says so.
+    """Return the metric that a `--metric` argument means, and, if its file says so, what it was
+    found on: models and sparsities, such as `embedded 60%`.
 
     A named metric comes first, then what is there under that path, then the formula. A file holds
     what a search or a pruning writes, a tree of the Pruner-Zero release (Dong et al., 2024,
     arXiv:2406.02924), or one formula as text; a folder is a run's or a pruned model's, and with a
-    colon and a name behind it a row of the run's `hall_of_fame.csv`. The group is
-    the named metric's or the file's, else `DEFAULT_GROUP`. `sparsegpt` stands for the score that
-    the method begins with.
+    colon and a name behind it a row of the run's `hall_of_fame.csv`. The group is the named
+    metric's or the file's, else `DEFAULT_GROUP`.
     """
-    if argument == SPARSEGPT:
-        return named_metric("sparsegpt-score"), ""
-    if argument in NAMED:
-        return named_metric(argument), ""
+    name = "sparsegpt-score" if argument == SPARSEGPT else argument  # what the method begins with
+    if name in NAMED:
+        return named_metric(name), ""
     path = existing(argument)
     if not path and (row := _row_of_run(*argument.rpartition(":")[::2])):
         return row, ""
@@ -73,20 +70,17 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
             raise ValueError(
                 f"metric {argument!r} is a folder without {rule}, or a pruning_recipe.json"
             )
+    if path:
+        return _from_file(path)
     words = set(re.findall(r"[A-Za-z_]\w*", argument))
     signs = re.search(r"[(^*+|·−√∜²³]", argument)  # that few paths have
-    if not path and not signs and not words <= TERMINALS.keys():
+    if not signs and not words <= TERMINALS.keys():
         names = [*NAMED, SPARSEGPT]
         near = difflib.get_close_matches(argument[:40].lower(), names, n=1)
         guess = f"did you mean {near[0]}? or " if near else ""
         forms = f"give one of {', '.join(names)}, a file, a run folder, or a formula; {FORMS}"
         raise ValueError(f"metric {argument[:200]!r} is no known name or file: {guess}{forms}")
-    if path:
-        criterion, found_on = _from_file(path)
-    else:
-        criterion, found_on = Criterion(Metric.parse(argument), DEFAULT_GROUP), ""
-    criterion.metric.check_scores_weights()
-    return criterion, found_on
+    return Criterion.parse(argument, DEFAULT_GROUP), ""
 
 
 def _row_of_run(folder: str, name: str) -> Criterion | None:
@@ -96,8 +90,8 @@ def _row_of_run(folder: str, name: str) -> Criterion | None:
         return None
     rows = {row.get("name"): row for row in csv.DictReader(read_text(table).splitlines())}
     if name not in rows:
-        known = ", ".join(map(str, rows))
-        raise ValueError(f"metric {name!r} is not in {table}: give one of {known}")
+        names = ", ".join(map(str, rows))
+        raise ValueError(f"metric {name!r} is not in {table}: give one of {names}")
     return Criterion.parse(rows[name]["metric"], rows[name]["group"])
 
 
@@ -123,11 +117,12 @@ def _from_file(path: Path) -> tuple[Criterion, str]:
         criterion = _criterion_of(content)
     except (OSError, ValueError) as error:
         raise ValueError(f"metric file {str(path)!r}: {error}") from error
-    found_on = ""
+    criterion.metric.check_scores_weights()
     match content.get("provenance"):
         case {"tasks": [*tasks]}:
-            found_on = ", ".join(str(task.get("name")) for task in tasks if isinstance(task, dict))
-    return criterion, found_on
+            names = (str(task.get("name")) for task in tasks if isinstance(task, dict))
+            return criterion, ", ".join(names)
+    return criterion, ""
 
 
 def _criterion_of(content: JsonObject) -> Criterion:

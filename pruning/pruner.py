@@ -3,7 +3,7 @@
 The search scores and masks its candidates with the same code.
 """
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,15 +25,15 @@ from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, exact_fp
 from prunevolve.pruning.store import Store
 from prunevolve.pruning.stream import Stream, logits_in_parts
 
+# Maps each window's states that enter the head, (T, hidden_size), a function that makes logits of
+# them, the windows, and what is called after each to the windows' losses.
 Losses = Callable[..., Tensor]
-"""Maps each window's states that enter the head, (T, hidden_size), a function that makes logits of
-them, the windows, and what is called after each to the windows' losses."""
 
+# Called with a kind of something that was found out, and with it by block or layer.
 Record = Callable[[str, JsonObject], object]
-"""Called with a kind of something that was found out, and with it by block or layer."""
 
+# Maps the key of a statistic, such as `G/layer`, and the statistic to what is kept of it.
 Keep = Callable[[str, Tensor], Tensor]
-"""Maps the key of a statistic, such as `G/layer`, and the statistic to what is kept of it."""
 
 
 def prune(
@@ -49,7 +49,9 @@ def prune(
 ) -> None:
     """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
 
-    Blocks that the store has already written stay as they are.
+    Blocks that the store has already written stay as they are. Raises DegenerateScores if a layer's
+    scores are not finite or constant, or its Gram matrix has no factor, and OSError if a disk is
+    full.
 
     Args:
         windows: Token ids, (N, T), by what they are for: `calibration`, if there is any; `dense`
@@ -65,12 +67,6 @@ def prune(
             how many times that of a layer's Gram matrix grew, if it did; with `losses` of `dense`
             and of `pruned`.
         losses: Measures these.
-
-    Raises:
-        DegenerateScores: If a layer's scores are not finite or constant, or its Gram matrix has
-            no factor.
-        ValueError: If n:m does not divide a layer.
-        OSError: If a disk is full.
     """
     check_layers(store.model, procedure.target)
     # In host memory, if a later pass or another pruning needs them.
@@ -109,18 +105,12 @@ def collect(
     on_progress: Progress = unwatched,
     keep: Keep = lambda key, tensor: tensor,
 ) -> Statistics:
-    """Collect statistics of the dense model; its weights are not changed.
-
-    Args:
-        windows: Token ids, (N, T); one forward pass each, and a backward pass if needed.
-        terminals: The statistics to collect; terminals that need no calibration are ignored.
-    """
-    terminals &= STATISTICS
-    found = Statistics()
+    """Collect statistics of the dense model on token ids, (N, T); W needs none and is ignored."""
+    statistics, terminals = Statistics(), terminals & STATISTICS
     if terminals:
-        walk = _Walk(store, {"calibration": windows}, terminals, {}, found, on_progress, keep)
-        walk.run(tuple(collecting(terminals)))
-    return found
+        walk = _Walk(store, {"calibration": windows}, terminals, {}, statistics, on_progress, keep)
+        walk.run(collecting(terminals))
+    return statistics
 
 
 def zeroed(weight: Tensor, mask: Tensor) -> Tensor:
@@ -157,7 +147,7 @@ class _Walk:
     streams: dict[str, Stream] = field(default_factory=dict)
 
     @exact_fp32()
-    def run(self, passes: tuple[Pass, ...]) -> None:
+    def run(self, passes: Sequence[Pass]) -> None:
         """Run passes in order."""
         backward = any(each.keeps_inputs for each in passes)
         with _frozen(self.store.model) if backward else nullcontext():
@@ -198,14 +188,14 @@ class _Walk:
     def _start(self, each: Pass) -> None:
         """Let the windows of a pass enter the first block."""
         # The calibration windows pass the dense model once more as targets, for a training.
-        found = {x: self.windows.get("calibration" if x == "targets" else x) for x in each.enters}
-        entering = {name: windows for name, windows in found.items() if windows is not None}
+        source_of = {x: "calibration" if x == "targets" else x for x in each.enters}
+        entering = [x for x, source in source_of.items() if source in self.windows]
         with self.store.outside() if entering else nullcontext():
-            for name, windows in entering.items():
+            for name in entering:
+                windows = self.windows[source_of[name]].to(self.store.device)
                 kept = each.keeps_inputs and name == "calibration"
-                stream = Stream(name, windows.to(self.store.device), self.states, kept)
-                stream.embed(self.store.model)
-                self.streams[name] = stream
+                self.streams[name] = Stream(name, windows, self.states, kept)
+                self.streams[name].embed(self.store.model)
 
     def _end(self, each: Pass) -> None:
         """Measure, differentiate or delete what has left the last block, or gradients the first."""
@@ -223,11 +213,9 @@ class _Walk:
     def _measure(self, stream: Stream) -> None:
         model, stage, total = self.store.model, f"{stream.name} perplexity", len(stream.windows)
         assert self.losses
+        states, logits = stream.leave(model), partial(logits_in_parts, model)
         losses = self.losses(
-            stream.leave(model),
-            partial(logits_in_parts, model),
-            stream.windows,
-            lambda done: self.on_progress(stage, done, total),
+            states, logits, stream.windows, lambda done: self.on_progress(stage, done, total)
         )
         self.record("losses", {stream.name: losses.tolist()})
 

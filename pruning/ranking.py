@@ -18,11 +18,8 @@ from prunevolve.pruning.compiled import Array
 Score = Callable[[str], Tensor]
 """Computes a layer's scores, (out_features, in_features), from its name."""
 
-_SAMPLE_STEP = 251
-"""One score in this many is sampled; prime to the widths of layers."""
-
-_SAMPLE_LIMIT = 8_000_000
-"""Most scores in a sample; beyond it every second one is dropped and the step doubled."""
+_SAMPLE_STEP = 251  # one score in this many is sampled; prime to the widths of layers
+_SAMPLE_LIMIT = 8_000_000  # most scores; beyond it every second one is dropped, the step doubled
 
 
 class DegenerateScores(ValueError):
@@ -30,9 +27,9 @@ class DegenerateScores(ValueError):
 
 
 def check_extremes(metric: str, layer: str, low: float, high: float) -> None:
-    """Check that a layer's scores by a metric, by their lowest and highest, can rank its weights.
+    """Raise DegenerateScores if a layer's lowest and highest score show that no mask can be made.
 
-    The rest of this file takes them to be finite. Raises DegenerateScores, which names the layer.
+    The rest of this file takes scores to be finite.
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         raise DegenerateScores(f"layer {layer}: the scores of '{metric}' are not finite")
@@ -46,23 +43,12 @@ def extremes(scores: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def check_sparsity(sparsity: float) -> None:
-    """Raise ValueError if a fraction to remove is outside [0, 1)."""
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
-
-
 def lowest_of_rows(scores: Tensor, removed: int) -> Tensor:
-    """Mark the lowest scores of each row.
+    """Mark so many of the lowest scores of each row, (rows, columns); ties go leftmost first.
 
-    Args:
-        scores: (rows, columns), fp32. The CPU compares other dtypes as fp32.
-        removed: How many of each row, in [0, columns).
-
-    Returns:
-        Boolean mask, (rows, columns), `removed` True in each row; ties go leftmost first.
+    The CPU compares all dtypes as fp32.
     """
-    if not _on_cpu(scores):
+    if scores.device.type != "cpu":
         return sort_rows(scores, removed)
     mask = np.empty(scores.shape, np.bool_)
     compiled.mark_lowest_of_rows(_flat(scores).reshape(scores.shape), removed, mask)
@@ -71,22 +57,18 @@ def lowest_of_rows(scores: Tensor, removed: int) -> Tensor:
 
 def strictly_between(scores: Tensor, low: float, high: float) -> tuple[int, Array]:
     """Return how many scores are at or below `low`, and those strictly between the two, (n,)."""
-    if not _on_cpu(scores):
+    if scores.device.type != "cpu":
         return search_between(scores, low, high)
     return compiled.scores_between(_flat(scores), np.float32(low), np.float32(high))
 
 
 def up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
     """Mark scores below a threshold and the first `ties` equal to it; return ties left."""
-    if not _on_cpu(scores):
+    if scores.device.type != "cpu":
         return compare_up_to(scores, threshold, ties)
     mask = np.empty(scores.numel(), np.bool_)
     left = compiled.mark_up_to(_flat(scores), np.float32(threshold), ties, mask)
     return torch.from_numpy(mask).reshape(scores.shape), left
-
-
-def _on_cpu(scores: Tensor) -> bool:  # where the compiled loops do it, elsewhere torch
-    return scores.device.type == "cpu"
 
 
 def _flat(scores: Tensor) -> Array:
@@ -122,10 +104,7 @@ def model_threshold(score: Score, fractions: Mapping[str, float]) -> tuple[float
 
     Args:
         score: Called twice for each layer, rarely more often.
-        fractions: Layer name, perhaps empty, to fraction; together they give the number of scores
-            that go, each weighted by its layer's size.
-
-    Raises ValueError if a fraction is outside [0, 1).
+        fractions: Of each layer, in [0, 1); the mean, weighted by the layers' sizes, goes of all.
     """
     sample, sizes = _sample(score, fractions)
     total = sum(sizes.values())
@@ -139,8 +118,9 @@ def model_threshold(score: Score, fractions: Mapping[str, float]) -> tuple[float
     while True:
         low = float(sample[max(0, int(size * (removed / total - margin)))])
         high = float(sample[min(size + 1, 1 + int(size * (removed / total + margin)))])
-        up_to_low, inside = _look_through(score, fractions, low, high)
-        rank = removed - up_to_low
+        looked = [strictly_between(score(name), low, high) for name in fractions]
+        inside = np.concatenate([between for _, between in looked])
+        rank = removed - sum(up_to_low for up_to_low, _ in looked)
         if 0 < rank <= len(inside):
             threshold = np.partition(inside, rank - 1)[rank - 1]
             return float(threshold), rank - int(np.count_nonzero(inside < threshold))
@@ -153,13 +133,12 @@ def model_threshold(score: Score, fractions: Mapping[str, float]) -> tuple[float
         margin *= 8
 
 
-def _sample(score: Score, fractions: Mapping[str, float]) -> tuple[Array, dict[str, int]]:
+def _sample(score: Score, layers: Iterable[str]) -> tuple[Array, dict[str, int]]:
     """Return an even sample, sorted, between both infinities, and each layer's number of scores."""
     parts = [np.empty(0, np.float32)]
     sizes: dict[str, int] = {}
     step = _SAMPLE_STEP
-    for name, fraction in fractions.items():
-        check_sparsity(fraction)
+    for name in layers:
         scores = score(name)
         # The start differs by layer, so that no column is sampled in every row of the model.
         part = scores.flatten()[len(sizes) % step :: step]
@@ -171,13 +150,3 @@ def _sample(score: Score, fractions: Mapping[str, float]) -> tuple[Array, dict[s
             parts, step = [np.concatenate(parts)[::2].copy()], 2 * step
     sample = np.sort(np.concatenate(parts))
     return np.concatenate([[-np.inf], sample, [np.inf]], dtype=np.float32), sizes
-
-
-def _look_through(score: Score, names: Iterable[str], low: float, high: float) -> tuple[int, Array]:
-    """Do for all layers what `strictly_between` does for one."""
-    up_to_low, inside = 0, [np.empty(0, np.float32)]
-    for name in names:
-        in_layer, between = strictly_between(score(name), low, high)
-        up_to_low += in_layer
-        inside.append(between)
-    return up_to_low, np.concatenate(inside)

@@ -154,13 +154,7 @@ def test_select_asks_for_scores_when_a_mask_is_due_and_in_the_model_twice_at_the
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1])
 def test_sparsity_outside_its_range_is_refused(sparsity):
-    calls = [
-        lambda: Row().mask(torch.rand(2, 4), sparsity),
-        lambda: Model().select(lambda name: torch.rand(2, 4), {"a": sparsity}),
-        lambda: Target(sparsity, Row()),
-    ]
-    for call in calls:
-        assert refusal(call) == f"sparsity must be in [0, 1), got {sparsity}"
+    assert refusal(Target, sparsity, Row()) == f"sparsity must be in [0, 1), got {sparsity}"
 
 
 def test_group_that_does_not_fit_is_refused():
