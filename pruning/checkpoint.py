@@ -4,12 +4,12 @@ import hashlib
 import shutil
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from prunevolve.pruning.json_file import read_object, whole_file
@@ -43,20 +43,26 @@ def published_names(config: PretrainedConfig, name: str) -> list[str]:
 
 def read_tensor(path: Path, name: str) -> Tensor:
     """Return a tensor of a safetensors file, memory-mapped: it costs no memory until it is used."""
-    with safe_open(path, "pt") as file:
-        try:
-            tensor: Tensor = file.get_tensor(name)
-        except (TypeError, ValueError, RuntimeError) as error:
-            if "torch.storage.UntypedStorage" in str(error):
-                raise KeyboardInterrupt from error  # swallowed while torch asks for its shape
-            raise
-    return tensor
+    try:
+        with safe_open(path, "pt") as file:
+            return cast(Tensor, file.get_tensor(name))
+    except (TypeError, ValueError, RuntimeError) as error:
+        if "torch.storage.UntypedStorage" in str(error):
+            raise KeyboardInterrupt from error  # swallowed while torch asks for its shape
+        raise
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the host on a device; a GPU fetches it while the host goes on."""
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor  # else the host copies first
     return pinned.to(device, non_blocking=True)
+
+
+def text_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the parameters of the decoder and the head, tied ones by each of their names."""
+    parts = model.get_decoder(), model.get_output_embeddings()
+    text = {id(parameter) for part in parts for parameter in part.parameters()}
+    return {name: p for name, p in model.named_parameters(remove_duplicate=False) if id(p) in text}
 
 
 def files_beside(folder: Path) -> list[Path]:
@@ -136,18 +142,17 @@ class Checkpoint:
     Raises ValueError if there are none (`.bin` files do not count), or one is torn or missing.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.entries: dict[str, Entry] = {}
-        for path in [place] if place.is_file() else _weights_files(place):
-            self.entries |= _read_header(path)
+        for file in [path] if path.is_file() else _weights_files(path):
+            self.entries |= _read_header(file)
 
     def published(self, model: PreTrainedModel) -> dict[str, str]:
         """Return the published name of each of a model's parameters that files have.
 
-        Raises:
-            ValueError: If a tensor of the text model is missing that is not tied to another, or one
-                has another shape than the model's, or a dtype that cannot be pruned.
+        Raises ValueError if a tensor of the text model is missing that is not tied to another, or
+        one has another shape than the model's, or a dtype that cannot be pruned.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         published = {
@@ -162,11 +167,8 @@ class Checkpoint:
                 raise ValueError(f"{name} must have shape {shape} by its config, got {entry.shape}")
             if entry.kind not in ("F32", "BF16", "F16"):
                 raise ValueError(f"{name} must be F32, BF16 or F16, got {entry.kind}")
-        parts = model.get_decoder(), model.get_output_embeddings()
-        text = {id(parameter) for part in parts for parameter in part.parameters()}
-        needed = [name for name, parameter in parameters.items() if id(parameter) in text]
-        known = {*published, *model.all_tied_weights_keys}
-        if missing := [name for name in needed if name not in known]:
+        has = {*published, *model.all_tied_weights_keys}
+        if missing := [name for name in text_parameters(model) if name not in has]:
             raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
         return published
 

@@ -5,7 +5,7 @@ is a value that holds everything specific to it: to add a group, add a class.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,6 +66,7 @@ class Group(Protocol):
 
     def check_layer(self, name: str, in_features: int) -> None:
         """Raise ValueError if the group does not fit a layer's number of inputs."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -27,27 +27,17 @@ from transformers import (
 from transformers.utils import logging
 
 from prunevolve.pruning.attention import use_blocked_attention
-from prunevolve.pruning.checkpoint import Checkpoint, files_beside
+from prunevolve.pruning.checkpoint import Checkpoint, files_beside, text_parameters
 from prunevolve.pruning.json_file import read_object
 
 EMBEDDED = "embedded"  # the tiny LLaMA that ships in this package
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-FAMILIES = {
-    "gemma2",
-    "gemma3",
-    "gemma3_text",
-    "llama",
-    "mistral",
-    "opt",
-    "phi3",
-    "qwen2",
-    "qwen3",
-}
-"""The supported architectures by `model_type`; a new one is a name here and a toy in the tests."""
+# The supported architectures by `model_type`; a new one is a name here and a toy in the tests.
+FAMILIES = {"gemma2", "gemma3", "gemma3_text", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"}
 
+# What builds a folder of models/, which is no hub id.
 _MADE = {"models/smollm2-135m": "make smollm2", "models/gemma3-270m": "make gemma3"}
-"""What builds a folder of models/, which is no hub id."""
 
 _HUB_ID = re.compile(r"((?!models/)[A-Za-z0-9][\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
@@ -95,16 +85,12 @@ def resolve_model(
 
     Args:
         model: Without a commit, a hub id gets the one it is at.
-        dtype: `auto` for the config's, float32 if it names none; or what suits the passes and the
-            device better.
+        dtype: `auto` for the config's, or what suits the passes and the device better.
         device: A torch device; None for the first GPU if there is one, otherwise the CPU.
         seqlen: Window length in tokens; None for 512, or the context if that is shorter. The
             embedded model's figures are those of windows of 256, in float32.
         revision: Branch, tag or commit of a model from the hub, if its id has none.
         gradients: Whether a pass goes backward.
-
-    Raises:
-        ValueError: Also if the device cannot be used, or `dtype` or `seqlen` breaks its rule.
     """
     device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype not in ("auto", *DTYPES):
@@ -118,22 +104,14 @@ def resolve_model(
     if seqlen is not None and not 2 <= seqlen <= context:
         raise ValueError(f"seqlen must be 2 to {context}, the model's context; got {seqlen}")
     own_dtype = str(config.dtype or config.get_text_config().dtype).removeprefix("torch.")
-    own_dtype = own_dtype if own_dtype in DTYPES else "float32"
-    default_length, why_dtype = 512, ""
-    if name == EMBEDDED:
-        dtype, default_length = "float32" if dtype == "auto" else dtype, 256
-    if dtype == "auto":
+    own_dtype, why_dtype = own_dtype if own_dtype in DTYPES else "float32", ""
+    if name == EMBEDDED and dtype == "auto":
+        dtype = "float32"
+    elif dtype == "auto":
         dtype, why_dtype = _suited(own_dtype, device, gradients)
-    return UnloadedModel(
-        name=name,
-        config=config,
-        tokenizer=load_tokenizer(name, config),
-        dtype=dtype,
-        why_dtype=why_dtype,
-        own_dtype=own_dtype,
-        device=device,
-        seqlen=seqlen or min(default_length, context),
-    )
+    seqlen = seqlen or min(256 if name == EMBEDDED else 512, context)
+    tokenizer = load_tokenizer(name, config)
+    return UnloadedModel(name, config, tokenizer, dtype, why_dtype, own_dtype, device, seqlen)
 
 
 def _suited(own: str, device: str, gradients: bool) -> tuple[str, str]:
@@ -164,6 +142,7 @@ def _usable_device(device: str) -> str:
 
 def hub_id(model: str) -> tuple[str, str | None] | None:
     """Return the id and revision of a model that comes from the hub; None for one that is here."""
+    model = str(model)
     if model == EMBEDDED or (model and Path(model).is_dir()):
         return None
     if parts := _HUB_ID.fullmatch(model):
@@ -215,11 +194,7 @@ def load_config(model: str) -> PretrainedConfig:
 
 
 def load_tokenizer(model: str, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer; refuse another model's, with more tokens.
-
-    Args:
-        config: The model's, if it is known.
-    """
+    """Load a model's tokenizer; refuse another model's, with more tokens."""
     config = config or load_config(model)
     vocabulary = config.get_text_config().vocab_size
     with one_line_errors(model):
@@ -272,10 +247,7 @@ def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def layers_by_block(model: PreTrainedModel) -> dict[str, dict[str, nn.Linear]]:
-    """Return the prunable layers, the linear ones in decoder blocks, by block and qualified name.
-
-    Blocks and layers are in order.
-    """
+    """Return the prunable layers, the linear ones in decoder blocks, by block and name in order."""
     return {
         name: {x: y for x, y in block.named_modules(prefix=name) if isinstance(y, nn.Linear)}
         for name, block in decoder_blocks(model).items()
@@ -291,9 +263,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Return the text model's parameters outside the blocks, tied ones by each of their names."""
     inside = {id(parameter) for parameter in model.get_decoder().layers.parameters()}
-    parts = model.get_decoder(), model.get_output_embeddings()
-    text = {id(parameter) for part in parts for parameter in part.parameters()} - inside
-    return {name: p for name, p in model.named_parameters(remove_duplicate=False) if id(p) in text}
+    return {name: p for name, p in text_parameters(model).items() if id(p) not in inside}
 
 
 def _check_family(kind: object) -> None:

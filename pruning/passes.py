@@ -17,15 +17,15 @@ from prunevolve.pruning.allocation import Allocation
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.reconstruct import Training
-from prunevolve.pruning.statistics import GRAM, STATISTICS, need_backward, need_forward
+from prunevolve.pruning.statistics import GRAM, STATISTICS, need_backward
 
+# A layer's mask, True where a weight goes, or the fraction that goes if an update chooses.
 Removal = Tensor | float
-"""A layer's mask, True where a weight goes, or the fraction that goes if an update chooses."""
 
+# Maps a dense weight, (out_features, in_features), what goes of it and the Gram matrix of its
+# inputs behind pruned blocks to the weight that is saved, and how many times the matrix's damping
+# grew; the dense weight is not written to.
 Update = Callable[[Tensor, Removal, Tensor], tuple[Tensor, int]]
-"""Maps a dense weight, (out_features, in_features), what goes of it and the Gram matrix of its
-inputs behind pruned blocks to the weight that is saved, and how many times the matrix's damping
-grew; the dense weight is not written to."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Procedure:
         """The statistics of the dense model that are needed."""
         terminals = frozenset() if self.own_masks else self.metric.terminals & STATISTICS
         if self.sequential:
-            terminals -= need_forward(terminals)
+            terminals = need_backward(terminals)
         if self.allocation and self.allocation.metric:
             terminals |= self.allocation.metric.terminals & STATISTICS
         return terminals
@@ -72,9 +72,11 @@ class Procedure:
     @property
     def pruned_terminals(self) -> frozenset[str]:
         """The statistics that are needed of inputs that passed the pruned blocks before."""
-        scored = need_forward(self.metric.terminals & STATISTICS)
-        terminals = scored if self.sequential and not self.own_masks else frozenset()
-        return terminals | {GRAM} if self.update else terminals
+        terminals = frozenset({GRAM} if self.update else ())
+        if self.sequential and not self.own_masks:
+            named = self.metric.terminals & STATISTICS
+            terminals |= named - need_backward(named)
+        return terminals
 
     @property
     def follows(self) -> bool:
@@ -89,8 +91,8 @@ class Procedure:
     @property
     def needs_all_scores(self) -> bool:
         """Whether no mask can be made before all layers have scores."""
-        by_allocation = self.allocation is not None and self.allocation.metric is not None
-        return self.target.group.whole_model or by_allocation
+        by_scores = bool(self.allocation and self.allocation.metric)
+        return self.target.group.whole_model or by_scores
 
     @property
     def waits(self) -> bool:
@@ -146,23 +148,17 @@ class Pass:
 def collecting(terminals: frozenset[str]) -> list[Pass]:
     """Return the passes that collect statistics of the dense model."""
     gradients = need_backward(terminals)
-    passes = [Pass("forward", (_statistics(terminals - gradients),), keeps_inputs=bool(gradients))]
-    if gradients:
-        passes.append(Pass("backward", (_statistics(gradients, "backward"),)))
-    return passes
+    forward = Pass("forward", (_statistics(terminals - gradients),), keeps_inputs=bool(gradients))
+    backward = Pass("backward", (_statistics(gradients, "backward"),))
+    return [forward, backward] if gradients else [forward]
 
 
 def passes_of(procedure: Procedure, missing: frozenset[str]) -> tuple[Pass, ...]:
-    """Return the passes that a pruning takes, in order.
-
-    Args:
-        missing: The procedure's statistics of the dense model that are not there yet.
-    """
+    """Return the passes of a pruning, in order, given the dense model's statistics it lacks."""
     gradients = need_backward(missing)
     inputs = missing - gradients
-    collects_first = bool(gradients) or (
-        bool(inputs) and procedure.needs_all_scores | procedure.follows
-    )
+    reads_twice = procedure.needs_all_scores or procedure.follows
+    collects_first = bool(gradients or (inputs and reads_twice))
     passes = []
     dense, pruned = [Step("dense", "dense perplexity")], [Step("pruned", "pruned perplexity")]
     if collects_first:
@@ -194,11 +190,6 @@ def _statistics(terminals: frozenset[str], way: Way = "forward") -> Step:
 
 def _pruning(procedure: Procedure) -> tuple[str, ...]:
     """Return what is done to a block, in words."""
-    words = {
-        "score": not procedure.own_masks,
-        "select": True,
-        "update": procedure.update,
-        "train": procedure.training,
-        "write": True,
-    }
-    return tuple(word for word, is_done in words.items() if is_done)
+    optional = {"update": procedure.update, "train": procedure.training}
+    first = ("select",) if procedure.own_masks else ("score", "select")
+    return (*first, *(word for word, method in optional.items() if method), "write")

@@ -16,18 +16,18 @@ from torch.nn import functional
 
 from prunevolve.pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, Shape, Units
 
+# The release multiplies gradients by this before it squares them, so that they fit into fp16.
 GRADIENT_FACTOR = 100.0
-"""The release multiplies gradients by this before it squares them, so that they fit into fp16."""
 
+# Share of its mean diagonal that is added to a Gram matrix's: SparseGPT's (arXiv:2301.00774).
 DAMPING = 0.01
-"""Share of its mean diagonal that is added to a Gram matrix's: SparseGPT's (arXiv:2301.00774)."""
 
+# Gradient elements added at a time: on the CPU so few that intermediate results, up to 16 bytes for
+# each, stay in its cache; on a device 256 MiB of them, for few operations.
 CACHE_CHUNK, DEVICE_CHUNK = 1 << 17, 1 << 24
-"""Gradient elements added at a time: on the CPU so few that intermediate results, up to 16 bytes
-for each, stay in its cache; on a device 256 MiB of them, for few operations."""
 
+# What a terminal is made of: gradients need backward passes, the others forward passes alone.
 Source = Literal["weight", "inputs", "block", "output gradients", "weight gradients"]
-"""What a terminal is made of: gradients need backward passes, the others forward passes alone."""
 
 
 class Seen(NamedTuple):
@@ -177,11 +177,7 @@ GRAM = "gram"
 """The mean over windows of x x^T summed over tokens, (in_features, in_features), of a layer's
 inputs x. No metric can name it; it is for those who change masks and weights."""
 
-COLLECTED = TERMINALS | {
-    GRAM: replace(
-        TERMINALS["H"], meaning="Gram matrix", shape=MATRIX, units=Units(x=2, t=1), finish=_mean
-    ),
-}
+COLLECTED = TERMINALS | {GRAM: replace(TERMINALS["H"], shape=MATRIX, finish=_mean)}
 """All that calibration can compute."""
 
 
@@ -200,13 +196,8 @@ def exact_fp32() -> Iterator[None]:
         setattr(settings, name, before)
 
 
-def need_forward(terminals: frozenset[str]) -> frozenset[str]:
-    """Return the terminals that need forward passes alone."""
-    return frozenset(name for name in terminals if COLLECTED[name].source in ("inputs", "block"))
-
-
 def need_backward(terminals: frozenset[str]) -> frozenset[str]:
-    """Return the terminals that need backward passes."""
+    """Return the terminals that need backward passes; the other statistics need none."""
     return frozenset(name for name in terminals if COLLECTED[name].source.endswith("gradients"))
 
 
@@ -241,7 +232,7 @@ def watched(
 ) -> Iterator[dict[str, dict[str, Tensor]]]:
     """While open, add up what a block and its layers see, in sums by layer and terminal.
 
-    The layers' inputs must take part in a backward pass; gradients of weights are freed at once.
+    The layers' inputs must take part in a backward pass.
     """
     sums = {
         name: {x: COLLECTED[x].start(layer, layer.weight.device) for x in sorted(terminals)}

@@ -20,8 +20,8 @@ from prunevolve.pruning.models import (
 )
 from prunevolve.pruning.stream import logits_in_parts
 
+# Tokens that pass a model in memory at a time, at least one window: few are slow on a GPU.
 BATCH_TOKENS = 2048
-"""Tokens that pass a model in memory at a time, at least one window: few are slow on a GPU."""
 
 
 class ResidentStore:
@@ -80,16 +80,14 @@ class ResidentStore:
 class FolderStore:
     """A folder of shards: a block is read when it is opened, and written as a shard of its own.
 
+    Raises ValueError as `Checkpoint.published`.
+
     Args:
         checkpoint: The dense model's files.
-        config: The model's config.
-        dtype: Dtype of the passes, a key of `DTYPES`; files keep their own.
+        dtype: Of the passes, a key of `DTYPES`; files keep their own.
         device: Where passes run.
-        shards: Folder for the shards that are written, where finished ones count as written; None
-            if nothing will be.
+        shards: Folder for the shards that are written, where finished ones count as written.
         keeps: Whether blocks stay in memory once they have been opened, until they are written.
-
-    Raises ValueError as `Checkpoint.published`.
     """
 
     def __init__(
@@ -97,18 +95,18 @@ class FolderStore:
         checkpoint: Checkpoint,
         config: PretrainedConfig,
         dtype: str,
-        device: str = "cpu",
-        shards: Path | None = None,
+        device: str,
+        shards: Path,
         keeps: bool = False,
     ) -> None:
-        self.checkpoint, self.config, self._shards, self._keeps = checkpoint, config, shards, keeps
+        self.checkpoint, self._shards, self._keeps = checkpoint, shards, keeps
         self.device, self._dtype = torch.device(device), DTYPES[dtype]
         self.model = skeleton(config, self._dtype)
         buffers = self.model.named_buffers(remove_duplicate=False)
         self._put({name: buffer.to(self.device) for name, buffer in buffers})
         self.layers = layers_by_block(self.model)
         self.blocks = tuple(self.layers)
-        with one_line_errors(str(checkpoint.place)):
+        with one_line_errors(str(checkpoint.path)):
             self._published = checkpoint.published(self.model)
         # Parameters on the meta device by qualified name: of each block, and of the outside.
         self._meta = {
@@ -120,11 +118,10 @@ class FolderStore:
         self._ahead: dict[str, Future[dict[str, nn.Parameter]]] = {}
         self._writing: Future[None] | None = None
         self.on_shard: Callable[[Path], object] = lambda path: None  # called with finished ones
-        self.written = {x for x in self.blocks if shards and self.shard(x).exists()}
+        self.written = {block for block in self.blocks if self.shard(block).exists()}
 
     def shard(self, block: str | None) -> Path:
         """Return the file of a block's shard; for None, that of all tensors outside the blocks."""
-        assert self._shards
         number = 1 if block is None else 2 + self.blocks.index(block)
         return self._shards / f"model-{number:05d}-of-{1 + len(self.blocks):05d}.safetensors"
 

@@ -19,8 +19,8 @@ from prunevolve.pruning.checkpoint import Offload, moved
 from prunevolve.pruning.reconstruct import Examples
 from prunevolve.pruning.statistics import statistics_of, watched
 
+# Positions whose logits exist at one time: over a large vocabulary, a whole window's dwarf all.
 HEAD_TOKENS = 256
-"""Positions whose logits exist at one time: over a large vocabulary, a whole window's dwarf all."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,7 @@ class Stream:
     def differentiate(self, model: PreTrainedModel) -> None:
         """Put aside the gradient of each window's mean NLL, nats per token, at the last output.
 
-        The model's outside must be open. The gradient is computed a few positions at a time, so
-        that memory does not grow with vocabulary times window.
+        The model's outside must be open.
         """
         last = len(self.calls)
         for i, window in enumerate(self.windows):
@@ -170,11 +169,11 @@ class Stream:
 
 
 def logits_in_parts(model: PreTrainedModel, states: Tensor) -> Iterator[Tensor]:
-    """Yield the logits of states that enter the head, (T, hidden_size), in order: fp32, of so few
-    tokens at a time, (tokens, vocabulary), that they stay in the CPU's cache.
+    """Yield the logits of states that enter the head, (T, hidden_size), in fp32, some tokens' at a
+    time, (tokens, vocabulary).
     """
     head = model.get_output_embeddings()
-    tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS
+    tokens = 32 if states.device.type == "cpu" else HEAD_TOKENS  # what stays in the cache
     for chunk in states.split(HEAD_TOKENS):
         for part in head(chunk).split(tokens):
             yield _capped(model, part)
@@ -204,7 +203,7 @@ def _gradient_at_head(model: PreTrainedModel, window: Tensor, states: Tensor) ->
 def _states_at_head(model: PreTrainedModel, window: Tensor, hidden: Tensor) -> Tensor:
     """Return what enters the head from what the last block returned, both (1, T, hidden_size).
 
-    Gradients flow back. Of the window's token ids, (T,), only the number matters.
+    Of the window's token ids, (T,), only the number matters.
     """
     with _stubs(model, hidden):
         states: Tensor = model.base_model(input_ids=window[None], use_cache=False)[0]

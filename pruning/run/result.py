@@ -178,7 +178,7 @@ def save_model(store: FolderStore, inspector: Inspector, on_progress: Progress =
     """
     folder = store.shard(None).parent
     store.write_outside()
-    for path in files_beside(store.checkpoint.place):
+    for path in files_beside(store.checkpoint.path):
         shutil.copyfile(path, folder / path.name)
         if path.name in ("config.json", "tokenizer_config.json"):
             content = read_object(path)

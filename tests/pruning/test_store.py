@@ -4,6 +4,7 @@ import signal
 from contextlib import contextmanager
 from functools import cache
 from itertools import cycle, product
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,9 +73,9 @@ def dense(tmp_path_factory):
     return folder_of
 
 
-def opened(folder, shards=None, keeps=False, dtype="float32", kind=FolderStore):
+def opened(folder, shards=Path("none"), keeps=False, dtype="float32", kind=FolderStore):
     config = load_config(str(folder))
-    return kind(Checkpoint(folder), config, dtype, shards=shards, keeps=keeps)
+    return kind(Checkpoint(folder), config, dtype, "cpu", shards, keeps)
 
 
 def procedure_of(propagation, metric, group):

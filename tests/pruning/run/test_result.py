@@ -45,7 +45,7 @@ def dense(tmp_path_factory):
 
 def store_of(dense, folder):
     checkpoint = Checkpoint(dense)
-    return FolderStore(checkpoint, toy_model("llama").config, "float32", shards=folder)
+    return FolderStore(checkpoint, toy_model("llama").config, "float32", "cpu", folder)
 
 
 def procedure_of(model, target):
@@ -61,7 +61,7 @@ def saved(dense):
     def save(folder, target=HALF_OF_ROWS, name=None, **measured):
         store = store_of(dense, folder)
         prune(store, Procedure(Metric("W"), target), {})
-        inspector = Inspector(store.config, [*linear_layers(store.model)], target, {})
+        inspector = Inspector(store.model.config, [*linear_layers(store.model)], target, {})
         save_model(store, inspector)
         procedure = procedure_of(name or str(dense), target)
         save_papers(folder, procedure, MEASURED | measured, inspector)
@@ -122,7 +122,7 @@ def test_save_result_refuses_a_dense_model(tmp_path, dense):
     store = store_of(dense, tmp_path)
     for block in store.blocks:
         store.write(block, {})
-    inspector = Inspector(store.config, [*linear_layers(store.model)], HALF_OF_ROWS, {})
+    inspector = Inspector(store.model.config, [*linear_layers(store.model)], HALF_OF_ROWS, {})
     with pytest.raises(ValueError, match=f"layer {FIRST} is not 0.5 per row"):
         save_model(store, inspector)
     assert not (tmp_path / "pruning_report.json").exists()
