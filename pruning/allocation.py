@@ -16,8 +16,8 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.ranking import Score, count
 
+# The layers by block and name; only their shapes are looked at.
 Layers = Mapping[str, Mapping[str, nn.Linear]]
-"""The layers by block and name; only their shapes are looked at."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,14 @@ class Allocation:
 # As in OWL's experiments on LLaMA at 70%.
 _LAMBDA = 0.08  # half the range of the fractions
 _M = 5.0  # an outlier is above this many times the mean of its block's scores
-
 _MOST = 0.99  # no layer loses more
 
 
 def resolve_allocation(argument: str, target: Target) -> Allocation | None:
     """Return the allocation that an argument means; None for the same fraction of each layer.
 
-    Args:
-        argument: One of `ALLOCATIONS`, or a file with `shares` by layer, and the `group` and
-            `sparsity` that they are for, such as the `pruning_recipe.json` of an allocated model.
+    It is one of `ALLOCATIONS`, or a file with `shares` by layer, and the `group` and `sparsity`
+    that they are for, such as the `pruning_recipe.json` of an allocated model.
     """
     if argument == "uniform":
         return None
@@ -125,8 +123,8 @@ def shifted(
 def rounded(fractions: Mapping[str, float], layers: Layers, target: Target) -> dict[str, float]:
     """Return fractions that stand for whole numbers of weights.
 
-    Each layer's count is rounded down, and the remainder carried on to the next, so that the total
-    is exact, but for less than one weight of each row of the last.
+    Each layer's count is rounded down, and the remainder carried on, so that the total is exact,
+    but for less than one weight of each row of the last.
     """
     remainder, shares = 0.0, {}
     for of_block in layers.values():

@@ -59,19 +59,15 @@ def collect_statistics(
 ) -> Statistics:
     """Collect what metrics name, such as X and G, of a dense model; its weights stay as they are.
 
+    Statistics are fp32, on the model's device; `of(layer)` is what `Metric.score` takes. Raises
+    ValueError if an argument breaks its rule.
+
     Args:
         model: Of a supported family, in evaluation mode, on any device.
         terminals: Names of terminals, such as `metric.terminals`; W needs nothing.
         windows: Token ids, (N, T) with T of 2 or more: a forward pass each, and a backward pass
             if a terminal needs gradients.
         on_progress: Called with the stage, the blocks done and the blocks in all.
-
-    Returns:
-        Statistics by terminal and layer, fp32, on the model's device; `of(layer)` is what
-        `Metric.score` takes.
-
-    Raises:
-        ValueError: If a terminal is unknown, or model or windows break their rule.
     """
     wanted = frozenset(terminals)
     if unknown := sorted(wanted - set(TERMINALS)):
@@ -92,8 +88,9 @@ def prune(
 ) -> PruneReport:
     """Set the lowest-scoring weights of a model's decoder blocks to zero, in place.
 
-    An error on the way, such as scores that are all the same, leaves the blocks pruned that came
-    before it.
+    Raises ValueError if an argument breaks its rule, a statistic is needed and neither given nor to
+    be had from windows, or scores are not finite or all the same, which leaves earlier blocks
+    pruned.
 
     Args:
         model: Of a supported family, in evaluation mode, on any device.
@@ -106,44 +103,36 @@ def prune(
         on_progress: Called with the stage, the blocks done and the blocks in all.
         options: The command line's options about the method, by name and with its defaults:
             `sparsity`, `pattern`, `group`, `propagation`, `update`, `allocation`, `seed`.
-
-    Returns:
-        The zeros of each layer.
-
-    Raises:
-        ValueError: If an argument breaks its rule, a statistic is needed and neither given nor
-            to be had from windows, or scores are not finite or all the same.
     """
-    criterion, asked = _asked(metric, recipe, options)
+    procedure = _procedure(metric, recipe, options)
     _check(model, windows)
-    layers = linear_layers(model)
-    missing = _missing(asked, statistics or Statistics(), layers)
-    if windows is None and (missing or asked.training):
+    layers, text = linear_layers(model), procedure.metric.text
+    missing = _missing(procedure, statistics or Statistics(), layers)
+    if windows is None and (missing or procedure.training):
         raise ValueError(
-            f"windows must be given for metric '{criterion.text}', which needs "
+            f"windows must be given for metric '{text}', which needs "
             f"{', '.join(sorted(missing)) or 'them for its update'}; got None"
         )
-    found: dict[str, JsonObject] = {}
+    records: dict[str, JsonObject] = {}
     pruner.prune(
         ResidentStore(model),
-        asked,
+        procedure,
         {} if windows is None else {"calibration": windows},
         statistics={**statistics} if statistics else None,
         on_progress=on_progress,
-        record=found.__setitem__,
+        record=records.__setitem__,
     )
-    target, shares = asked.target, found.get("shares", {})
+    target, shares = procedure.target, records.get("shares", {})
     counts = tuple(
         LayerCount.of(name, layer.weight.detach().cpu(), target, shares.get(name))
         for name, layer in layers.items()
     )
-    return PruneReport(criterion.text, target.group_name, target.pattern_text, counts)
+    return PruneReport(text, target.group_name, target.pattern_text, counts)
 
 
-def _asked(
+def _procedure(
     metric: Metric | Criterion | str | None, recipe: str | None, options: MethodArguments
-) -> tuple[Criterion, Procedure]:
-    """Return the metric with its group, and all that is asked."""
+) -> Procedure:
     method = make(Method, {**options}, "prune")
     if recipe is not None:
         given = {**options} | ({} if metric is None else {"metric": metric})
@@ -156,7 +145,7 @@ def _asked(
     if not isinstance(criterion, Criterion):
         forms = "a Metric, a Criterion or what read_metric reads"
         raise ValueError(f"metric must be {forms}; got {type(metric).__name__}, and no recipe's")
-    return criterion, procedure_of(method, criterion, own_masks=metric == SPARSEGPT)
+    return procedure_of(method, criterion, own_masks=metric == SPARSEGPT)
 
 
 def _missing(
@@ -166,14 +155,12 @@ def _missing(
     missing = {*procedure.pruned_terminals}
     for terminal, (name, layer) in product(procedure.dense_terminals, layers.items()):
         expected = TERMINALS[terminal].shape.sizes(*layer.weight.shape)
-        found = statistics.get(f"{terminal}/{name}")
-        if found is None:
+        statistic = statistics.get(f"{terminal}/{name}")
+        if statistic is None:
             missing.add(terminal)
-        elif (got := tuple(found.shape)) != expected:
-            raise ValueError(
-                f"statistics must be this model's: {terminal} of {name} must be {expected}, "
-                f"got {got}"
-            )
+        elif (got := tuple(statistic.shape)) != expected:
+            rule = f"{terminal} of {name} must be {expected}"
+            raise ValueError(f"statistics must be this model's: {rule}, got {got}")
     return missing
 
 
@@ -186,7 +173,8 @@ def _check(model: PreTrainedModel, windows: Tensor | None) -> None:
         raise ValueError("model must be in evaluation mode, got one in training: model.eval()")
     if windows is None:
         return
-    context = model.config.get_text_config().max_position_embeddings
+    config = model.config.get_text_config()
+    context, vocabulary = config.max_position_embeddings, config.vocab_size
     shape = tuple(windows.shape) if isinstance(windows, Tensor) else ()
     if len(shape) != 2 or shape[0] < 1 or not 2 <= shape[1] <= context:
         raise ValueError(
@@ -196,8 +184,6 @@ def _check(model: PreTrainedModel, windows: Tensor | None) -> None:
     if windows.is_floating_point() or windows.dtype == torch.bool:
         raise ValueError(f"windows must be token ids, of an integer dtype; got {windows.dtype}")
     low, high = torch.aminmax(windows)
-    vocabulary = model.config.get_text_config().vocab_size
     if low < 0 or high >= vocabulary:
-        raise ValueError(
-            f"windows must hold ids from 0 to {vocabulary - 1}, got {int(low)} to {int(high)}"
-        )
+        rule = f"ids from 0 to {vocabulary - 1}"
+        raise ValueError(f"windows must hold {rule}, got {int(low)} to {int(high)}")

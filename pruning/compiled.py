@@ -19,10 +19,8 @@ Array = npt.NDArray[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _FIRST_KEY, _LAST_KEY = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
-
 _BLOCK = 4096  # scores that fit the nearest cache; a multiple of 8
 _UNROLLED = 16  # longest row whose scores are all compared with each other
-
 _KEPT = not sys.dont_write_bytecode and os.access(Path(__file__).parent, os.W_OK)
 
 

@@ -9,16 +9,13 @@ from stat import S_ISREG
 from typing import Any
 
 JsonObject = dict[str, Any]
-"""A JSON object, its values of any kind."""
 
+# Longest text or JSON file that is read: a checkpoint of about ten thousand metrics.
 MOST_BYTES = 20_000_000
-"""Longest text or JSON file that is read: a checkpoint of about ten thousand metrics."""
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text; raises ValueError if it is no regular file, longer than `MOST_BYTES`,
-    or no UTF-8.
-    """
+    """Return a file's text; raises ValueError if it is not regular, too long, or no UTF-8."""
     about = path.stat()
     if not S_ISREG(about.st_mode):  # a device or a pipe may never end
         raise ValueError(f"{str(path)!r} is no regular file: not read")
@@ -47,7 +44,7 @@ def parse_object(text: str, what: str) -> JsonObject:
 def whole_file(path: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path; what is written there gets its name at the end.
 
-    A kill leaves the old file or the new one; so does a power cut, if the file is synced.
+    A kill leaves the old file or the new one; so does a power cut, if synced.
     """
     draft = path.with_name(f"{path.name}.tmp")
     try:

@@ -24,35 +24,29 @@ from prunevolve.pruning.models import (
 )
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.passes import Pass, Procedure, passes_of
-from prunevolve.pruning.statistics import (
-    DEVICE_CHUNK,
-    GRAM,
-    STATISTICS,
-    TERMINALS,
-    sums_size,
-)
+from prunevolve.pruning.statistics import DEVICE_CHUNK, GRAM, STATISTICS, TERMINALS, sums_size
 from prunevolve.pruning.stream import HEAD_TOKENS
 
 LIBRARIES = int(0.6 * 2**30)
 """What Python, torch and transformers hold before a model is opened."""
 
+# Values in fp32 for each trained weight: it, its gradient, Adam's two, the best so far, and those
+# that the passes make of it.
 _TRAINED_VALUES = 8
-"""Values in fp32 for each trained weight: it, its gradient, Adam's two, the best so far, and those
-that the passes make of it."""
 
+# Values of the hidden size, and half as many of the intermediate size, kept for each token.
 _SAVED_BY_GRAPH = 18
-"""Values of the hidden size, and half as many of the intermediate size, kept for each token."""
 
+# Bytes for each score that a GPU sorts: it, sorted it and its place (16), where it was before (8),
+# what a radix sort puts aside (12), a mask; rounded up.
 _SORTED = 40
-"""Bytes for each score that a GPU sorts: it, sorted it and its place (16), where it was before (8),
-what a radix sort puts aside (12), a mask; rounded up."""
 
+# Of control groups, v2 and v1: controller, limit, use, and what memory.stat calls the cache that is
+# given back at once.
 _CGROUPS = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Of control groups, v2 and v1: controller, limit, use, and what memory.stat calls the cache that
-is given back at once."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +81,13 @@ def plan_pruning(
     max_memory: str | None,
     loads: bool = False,
 ) -> Plan:
-    """Return how a pruning is carried out within a budget.
+    """Return how a pruning is carried out within a budget, or raise ValueError that it cannot be.
 
     Args:
         calibration: Number of windows for statistics.
         evaluation: Number of windows for perplexity.
         max_memory: What may be held, such as `6GiB` or `800MB`; None for what is free.
         loads: Whether the whole model is also loaded, before and after it is pruned.
-
-    Raises:
-        ValueError: If one block at a time is more than the budget, or a GPU has; the message says
-            what is needed.
     """
     free = [psutil.virtual_memory().available, *cgroup_rooms(Path("/"))]
     budget = _size(max_memory) if max_memory else min(free)
@@ -137,7 +127,8 @@ def peak_of(each: Pass, model: UnloadedModel, procedure: Procedure) -> int:
     largest = max(layer.weight.numel() for block in layers for layer in block)
     on_device = torch.device(model.device).type != "cpu"
     sorts = on_device and not procedure.target.group.whole_model
-    scored = largest * max(4 * _values(procedure), _SORTED * sorts)
+    nodes = {x for x in procedure.metric.nodes() if x.shape == MATRIX and x.name not in STATISTICS}
+    scored = largest * max(4 * max(3, 1 + len(nodes)), _SORTED * sorts)
     if each.name == "threshold":
         return scored
     new = _shard_size(model) * (bool(each.prunes) or each.name == "measure")
@@ -194,8 +185,7 @@ def _block_sizes(model: UnloadedModel) -> list[int]:
 
 
 def _outside_size(model: UnloadedModel) -> int:
-    """Return the size of embeddings, norms and head, tied ones once."""
-    outside = set(outside_blocks(model.shapes).values())
+    outside = set(outside_blocks(model.shapes).values())  # tied ones once
     return DTYPES[model.dtype].itemsize * sum(p.numel() for p in outside)
 
 
@@ -205,14 +195,8 @@ def _shard_size(model: UnloadedModel) -> int:
     return DTYPES[model.own_dtype].itemsize * weights
 
 
-def _values(procedure: Procedure) -> int:
-    """Return the fp32 values for each weight of a matrix that is scored and masked."""
-    nodes = set(procedure.metric.nodes())
-    return max(3, 1 + sum(x.shape == MATRIX and x.name not in STATISTICS for x in nodes))
-
-
 def _activations(model: UnloadedModel, backward: bool) -> int:
-    """Return the number of values of one window's activations in one block, from above."""
+    """Return a bound of the values of one window's activations in one block."""
     config, length = model.shapes.config.get_text_config(), model.seqlen
     wide: int = getattr(config, "intermediate_size", 0) or getattr(config, "ffn_dim", 0)
     scores = 2 * (length if backward else min(length, 64))
@@ -223,10 +207,7 @@ def _activations(model: UnloadedModel, backward: bool) -> int:
 
 
 def cgroup_rooms(root: Path) -> list[int]:
-    """Return what each control group of this process leaves of its limit, in bytes.
-
-    So do those above one; a container may have no more than these.
-    """
+    """Return what each control group of this process, and those above it, leave of their limits."""
     rooms, listed = [], root / "proc/self/cgroup"
     lines = listed.read_text().splitlines() if listed.is_file() else []
     for line, (name, limit, used, cached) in product(lines, _CGROUPS):
@@ -242,7 +223,6 @@ def cgroup_rooms(root: Path) -> list[int]:
 
 
 def _room_on_device(needed: int, device: str) -> int:
-    """Return what a GPU has left beside an open block and the next one."""
     free, _ = torch.cuda.mem_get_info(device)
     if needed > free:
         raise ValueError(

@@ -27,28 +27,25 @@ class Examples:
     run: Callable[[Callable[..., object], Tensor], Tensor]  # runs a block, or one in its place
 
 
+# Adam's first step size, as a multiple of the root mean square of a layer's weights that stay: so
+# it has no unit. It falls linearly to zero.
 RATE = 0.02
-"""Adam's first step size, as a multiple of the root mean square of a layer's weights that stay: so
-it has no unit. It falls linearly to zero."""
-
 EPOCHS = 2  # eight with half the rate give the same perplexity in four times the time
 FEW_WINDOWS = 16  # fewer bring less than two thirds of what 32 do, and 128 more yet (docs/LOG.md)
 HELD_BACK = 8  # one window in so many is not trained on: it tells when to stop
-
 _LEAST_VARIANCE = 1e-6  # added to that of a channel, as a fraction of the mean of all
 
+# By part of a block: squared errors over the channel's variance in the target, mean over channels
+# and the windows held back, before the training and after each epoch. The lowest is that of what is
+# kept. Unweighted, the few channels with huge values, of which the next norm makes little, decide:
+# Gemma-3-270M then gets worse (docs/LOG.md).
 Errors = Mapping[str, Sequence[float]]
-"""By part of a block: squared errors over the channel's variance in the target, mean over channels
-and the windows held back, before the training and after each epoch. The lowest is that of what is
-kept. Unweighted, the few channels with huge values, of which the next norm makes little, decide:
-Gemma-3-270M then gets worse (docs/LOG.md)."""
 
-
+# Maps a block's name, the block, its layers' new weights and what it is trained on to the weights
+# that are saved, whose zeros are the same, and the errors on the way.
 Training = Callable[
     [str, nn.Module, Mapping[str, Tensor], Examples], tuple[dict[str, Tensor], Errors]
 ]
-"""Maps a block's name, the block, its layers' new weights and what it is trained on to the weights
-that are saved, whose zeros are the same, and the errors on the way."""
 
 
 def reconstruct(
@@ -57,7 +54,6 @@ def reconstruct(
     """Return the weights of a block's layers, fp32, zero where the given ones are, and errors.
 
     Args:
-        block: The block's name.
         module: The block, in the dtype of the passes; it is not changed.
         weights: The pruned weights of its layers, by name.
         examples: The windows; with fewer than two nothing is trained.

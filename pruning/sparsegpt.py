@@ -14,8 +14,8 @@ from prunevolve.pruning.masks import NOfM
 from prunevolve.pruning.ranking import DegenerateScores, extremes, lowest_of_rows
 from prunevolve.pruning.statistics import damped_factor
 
+# Columns in a block: its mask is chosen at once, and the columns behind it change at its end.
 BLOCKSIZE = 128
-"""Columns in a block: its mask is chosen at once, and the columns behind it change at its end."""
 
 
 def compensate(
@@ -27,7 +27,8 @@ def compensate(
 ) -> tuple[Tensor, int]:
     """Return a layer's weight, fp32, some of it zero and the rest changed to make up for that.
 
-    Beside it is how many times the damping of the Gram matrix grew tenfold.
+    Beside it is how many times the damping of the Gram matrix grew tenfold. Raises DegenerateScores
+    if a cost is not finite, or the Gram matrix has no Cholesky factor.
 
     Args:
         weight: Dense, (out_features, in_features), any dtype.
@@ -35,9 +36,6 @@ def compensate(
             all changes so far, the weights whose removal costs least, or of each group of the
             pattern.
         gram: Gram matrix of the inputs, (in_features, in_features), fp32, whose device is used.
-
-    Raises:
-        DegenerateScores: If a cost is not finite, or the Gram matrix has no Cholesky factor.
     """
     # The paper's W turned: one column of the weight is a row here, and lies together in memory.
     W = weight.to(gram.device, torch.float32).T.clone(memory_format=torch.contiguous_format)
