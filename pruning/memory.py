@@ -106,7 +106,7 @@ def plan_pruning(
             "more, or a smaller --seqlen or --dtype"
         )
     room, on_disk = budget - needed, []
-    aside = put_aside(model, procedure, passes, calibration, evaluation)
+    aside = put_aside(model, passes, calibration, evaluation)
     for name, size in aside.items():
         if size <= room:
             room -= size
@@ -152,16 +152,13 @@ def peak_of(each: Pass, model: UnloadedModel, procedure: Procedure) -> int:
 
 
 def put_aside(
-    model: UnloadedModel,
-    procedure: Procedure,
-    passes: tuple[Pass, ...],
-    calibration: int,
-    evaluation: int,
+    model: UnloadedModel, passes: tuple[Pass, ...], calibration: int, evaluation: int
 ) -> dict[str, int]:
     """Return the hidden states of all windows, and the statistics that wait for a later pass."""
     layers = _layers(model)
     kept = len(layers) if any(each.keeps_inputs for each in passes) else 1
-    windows = (kept + 1 + 2 * bool(procedure.training)) * calibration + 2 * evaluation
+    trains = any("targets" in each.enters for each in passes)
+    windows = (kept + 1 + 2 * trains) * calibration + 2 * evaluation
     hidden_size: int = model.shapes.config.get_text_config().hidden_size
     waits = frozenset[str]().union(*(each.terminals for each in passes if not each.prunes))
     statistics = sum(

@@ -221,15 +221,16 @@ class _Walk:
 
     def _take(self, step: Step, block: str, module: nn.Module) -> None:
         """Take a step at an open block."""
-        stream, i = self.streams[step.stream], self.store.blocks.index(block)
-        layers = self.store.layers[block]
-        if step.way == "wait":
-            if block not in self.store.written:
-                self.behind |= stream.forward(i, module, layers, step.terminals, waits=True)
+        waits, i = step.way == "wait", self.store.blocks.index(block)
+        if waits and block in self.store.written:
             return
-        walk = stream.backward if step.way == "backward" else stream.forward
-        for key, statistic in walk(i, module, layers, step.terminals & self.missing(block)).items():
-            self.statistics[key] = self.keep(key, statistic)
+        terminals = step.terminals if waits else step.terminals & self.missing(block)
+        layers, stream = self.store.layers[block], self.streams[step.stream]
+        for key, statistic in stream.take(step.way, i, module, layers, terminals).items():
+            if waits:
+                self.behind[key] = statistic
+            else:
+                self.statistics[key] = self.keep(key, statistic)
 
     def missing(self, block: str) -> frozenset[str]:
         """Return the terminals of the dense model that a block needs and that are not there yet."""

@@ -35,6 +35,8 @@ FEW_WINDOWS = 16  # fewer bring less than two thirds of what 32 do, and 128 more
 HELD_BACK = 8  # one window in so many is not trained on: it tells when to stop
 _LEAST_VARIANCE = 1e-6  # added to that of a channel, as a fraction of the mean of all
 
+Weights = Mapping[str, Tensor]
+
 # By part of a block: squared errors over the channel's variance in the target, mean over channels
 # and the windows held back, before the training and after each epoch. The lowest is that of what is
 # kept. Unweighted, the few channels with huge values, of which the next norm makes little, decide:
@@ -43,13 +45,11 @@ Errors = Mapping[str, Sequence[float]]
 
 # Maps a block's name, the block, its layers' new weights and what it is trained on to the weights
 # that are saved, whose zeros are the same, and the errors on the way.
-Training = Callable[
-    [str, nn.Module, Mapping[str, Tensor], Examples], tuple[dict[str, Tensor], Errors]
-]
+Training = Callable[[str, nn.Module, Weights, Examples], tuple[dict[str, Tensor], Errors]]
 
 
 def reconstruct(
-    block: str, module: nn.Module, weights: Mapping[str, Tensor], examples: Examples, seed: int = 0
+    block: str, module: nn.Module, weights: Weights, examples: Examples, seed: int = 0
 ) -> tuple[dict[str, Tensor], Errors]:
     """Return the weights of a block's layers, fp32, zero where the given ones are, and errors.
 
@@ -72,18 +72,14 @@ def reconstruct(
 
 
 def _train(
-    module: nn.Module,
-    weights: Mapping[str, Tensor],
-    names: Sequence[str],
-    examples: Examples,
-    order: random.Random,
+    module: nn.Module, weights: Weights, names: list[str], examples: Examples, order: random.Random
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Return some of a module's parameters, trained, and their errors."""
     dtype = next(module.parameters()).dtype
     others = {name: weights[name].to(dtype) for name in weights if name not in names}
     kept = {name: weights[name] for name in names}
 
-    def error(changed: Mapping[str, Tensor], window: int) -> Tensor:
+    def error(changed: Weights, window: int) -> Tensor:
         replaced = others | {name: weight.to(dtype) for name, weight in changed.items()}
         output = examples.run(
             lambda *arguments, **keywords: functional_call(module, replaced, arguments, keywords),
@@ -95,7 +91,7 @@ def _train(
         return ((output.float().flatten(0, -2) - target).square().mean(0) / scale).mean()
 
     @torch.no_grad()
-    def mean_error(changed: Mapping[str, Tensor]) -> float:
+    def mean_error(changed: Weights) -> float:
         return fmean(float(error(changed, window)) for window in held_back)
 
     stays = {name: weight != 0 for name, weight in kept.items()}

@@ -26,6 +26,9 @@ DAMPING = 0.01
 # each, stay in its cache; on a device 256 MiB of them, for few operations.
 CACHE_CHUNK, DEVICE_CHUNK = 1 << 17, 1 << 24
 
+Layers = Mapping[str, nn.Linear]
+Sums = dict[str, dict[str, Tensor]]  # running, by layer and terminal
+
 # What a terminal is made of: gradients need backward passes, the others forward passes alone.
 Source = Literal["weight", "inputs", "block", "output gradients", "weight gradients"]
 
@@ -227,9 +230,7 @@ class Statistics(dict[str, Tensor]):
 
 
 @contextmanager
-def watched(
-    layers: Mapping[str, nn.Linear], terminals: Set[str], block: nn.Module
-) -> Iterator[dict[str, dict[str, Tensor]]]:
+def watched(layers: Layers, terminals: Set[str], block: nn.Module) -> Iterator[Sums]:
     """While open, add up what a block and its layers see, in sums by layer and terminal.
 
     The layers' inputs must take part in a backward pass.
@@ -253,9 +254,7 @@ def watched(
         yield sums
 
 
-def statistics_of(
-    sums: Mapping[str, dict[str, Tensor]], windows: Tensor, depth: float = 0.0
-) -> dict[str, Tensor]:
+def statistics_of(sums: Sums, windows: Tensor, depth: float = 0.0) -> dict[str, Tensor]:
     """Turn sums over windows, (N, T), into statistics by `X/layer`; the sums are used up."""
     seen = Seen(len(windows), windows.numel(), depth)
     return {

@@ -4,7 +4,7 @@ A block's inputs and outputs are put aside by window, in memory or on disk, so t
 window's activations are held beside a block.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +16,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from prunevolve.pruning.checkpoint import Offload, moved
+from prunevolve.pruning.passes import Way
 from prunevolve.pruning.reconstruct import Examples
-from prunevolve.pruning.statistics import statistics_of, watched
+from prunevolve.pruning.statistics import Layers, statistics_of, watched
 
 # Positions whose logits exist at one time: over a large vocabulary, a whole window's dwarf all.
 HEAD_TOKENS = 256
@@ -62,50 +63,33 @@ class Stream:
         return moved(self.states[self._key(block, window)], self.windows.device).detach()
 
     @torch.no_grad()
-    def forward(
-        self,
-        block: int,
-        module: nn.Module,
-        layers: Mapping[str, nn.Linear],
-        terminals: frozenset[str] = frozenset(),
-        waits: bool = False,
+    def take(
+        self, way: Way, block: int, module: nn.Module, layers: Layers, terminals: Set[str]
     ) -> dict[str, Tensor]:
-        """Run a block on all windows, and return the statistics of its layers' inputs.
+        """Carry all windows through a block; return the statistics of its layers on the way.
 
-        Its outputs enter the next block, unless the windows wait.
+        Forward, its outputs enter the next block, unless the windows wait. Backward, it is run
+        again on its kept inputs, which the gradients then replace.
         """
+        call = self.calls[block]
         with watched(layers, terminals, module) as sums:
             for i in range(len(self.windows)):
-                output = self.calls[block].run(module, self.input(block, i))
-                if not waits:
+                hidden = self.input(block, i)
+                if way == "backward":
+                    gradient = self.input(block + 1, i)
+                    with torch.enable_grad():
+                        call.run(module, hidden.requires_grad_(True)).backward(gradient)
+                    assert hidden.grad is not None
+                    self._put(block, i, hidden.grad)
+                    del self.states[self._key(block + 1, i)]
+                    continue
+                output = call.run(module, hidden)
+                if way == "forward":
                     self._put(block + 1, i, output)
                     if not self.kept:
                         del self.states[self._key(block, i)]
             self._settle()
         return statistics_of(sums, self.windows, depth=block / max(1, len(self.calls) - 1))
-
-    def backward(
-        self,
-        block: int,
-        module: nn.Module,
-        layers: Mapping[str, nn.Linear],
-        terminals: frozenset[str],
-    ) -> dict[str, Tensor]:
-        """Carry every window's gradient from a block's output to its input; return its statistics.
-
-        The block is run again on its kept inputs, which the gradients then replace.
-        """
-        with watched(layers, terminals, module) as sums:
-            for i in range(len(self.windows)):
-                hidden = self.input(block, i).requires_grad_(True)
-                gradient = self.input(block + 1, i)
-                with torch.enable_grad():
-                    self.calls[block].run(module, hidden).backward(gradient)
-                assert hidden.grad is not None
-                self._put(block, i, hidden.grad)
-                del self.states[self._key(block + 1, i)]
-            self._settle()
-        return statistics_of(sums, self.windows)
 
     def examples(self, block: int, targets: "Stream") -> Examples:
         """Return what a block is trained on: its inputs here, and its outputs in another stream."""

@@ -134,7 +134,7 @@ def test_states_are_put_aside_while_the_device_goes_on(device):
     began.clear()
     block = model.model.layers[0]
     block.register_forward_pre_hook(lambda *_: began.append("run"))
-    stream.forward(0, block, {})
+    stream.take("forward", 0, block, {}, set())
     keys = [f"calibration.1.{window}" for window in range(3)]
     assert began == ["run", "run", keys[0], "run", *keys[1:]]
 

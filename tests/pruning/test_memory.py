@@ -34,7 +34,7 @@ class Held:
         model = SimpleNamespace(**kinds)
         passes = passes_of(recipe, recipe.dense_terminals)
         self.passes = {each.name: peak_of(each, model, recipe) for each in passes}
-        self.aside = put_aside(model, recipe, passes, calibration=3, evaluation=2)
+        self.aside = put_aside(model, passes, calibration=3, evaluation=2)
         self.plan = partial(plan_pruning, model, recipe, 3, 2)
 
 

@@ -49,7 +49,7 @@ def test_blocks_run_one_after_the_other_give_what_enters_the_last_norm(family):
         stream = Stream("calibration", windows, {})
         stream.embed(model)
         for i, block in enumerate(decoder_blocks(model).values()):
-            stream.forward(i, block, {})
+            stream.take("forward", i, block, {}, set())
         with torch.no_grad():
             model(input_ids=windows)
         whole = kept[-1] if isinstance(kept[-1], torch.Tensor) else kept[-1][0]
