@@ -40,10 +40,8 @@ def read(path: Path) -> Keys:
         return own
     base = _content(find(Path(str(own.pop(BASE))), path.parent))
     if BASE in base:
-        raise ValueError(
-            f"config {path}: its base must have no base itself, got {base[BASE]!r:.60}: "
-            "write the keys of one of them out"
-        )
+        rule = f"its base must have no base itself, got {base[BASE]!r:.60}"
+        raise ValueError(f"config {path}: {rule}: write the keys of one of them out")
     merged: Keys = _merged(base, own)
     return merged
 
@@ -52,10 +50,8 @@ def _content(path: Path) -> Keys:
     try:
         keys = _parsed(path.read_text("utf-8"), f"config {path}")
     except OSError as error:
-        names = ", ".join(shipped())
-        raise ValueError(
-            f"config {path} cannot be read: {error.strerror}; shipped are {names}"
-        ) from error
+        problem = f"cannot be read: {error.strerror}; shipped are {', '.join(shipped())}"
+        raise ValueError(f"config {path} {problem}") from error
     if not isinstance(keys, dict):
         raise ValueError(f"config {path} must be a mapping of keys, got {type(keys).__name__}")
     return keys

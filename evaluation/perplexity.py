@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from prunevolve.evaluation.windows import Windows
 
-Report = dict[str, Any]
-"""A JSON object."""
+Report = dict[str, Any]  # a JSON object
 
 
 @torch.inference_mode()
@@ -31,7 +30,7 @@ def window_losses(
 
     Args:
         states: What enters the head for each window, (T, hidden_size).
-        logits: Makes logits of states, some tokens' at a time, (tokens, vocabulary) in fp32: a
+        logits: Makes logits of states, (tokens, vocabulary) in fp32, some tokens' at a time: a
             batch's would dwarf everything else in memory.
         windows: Token ids, (N, T) with T of 2 or more.
         on_window: Called after each window with the number of windows done.

@@ -1,12 +1,12 @@
 """Texts: CPython's own help topics, corpora of the Hugging Face hub, local files.
 
-A corpus is one of four names or a path. `embedded` is the English text that every CPython carries
-(`pydoc_data.topics`), so that the whole project runs with no download; `wikitext2`, `c4` and `ptb`
-are the field's and come from the hub; a path ends in .txt, .json, .jsonl or .parquet.
+A corpus is a name or a path, which ends in .txt, .json, .jsonl or .parquet. `embedded` is the text
+that every CPython carries (`pydoc_data.topics`), so that all runs with no download; `wikitext2`,
+`c4` and `ptb` are the field's and come from the hub.
 
 A split is `name` or `name[a%:b%]` (either bound may be left out); a local file has a single one,
-whatever its name. Slices cut the text, neither tokens, which are each tokenizer's, nor rows, of
-which one may be a whole text; neighbouring slices share nothing.
+whatever its name. Slices cut the text, not tokens, which are each tokenizer's, nor rows, of which
+one may be a whole text; neighbouring slices share nothing.
 """
 
 import glob
@@ -51,9 +51,7 @@ class Corpus:
 
 CORPORA = {
     EMBEDDED: Corpus(
-        path="pydoc_data",
-        joins=dict.fromkeys(EMBEDDED_PARTS, ""),
-        splits=("calibration", "report"),
+        path="pydoc_data", joins=dict.fromkeys(EMBEDDED_PARTS, ""), splits=("calibration", "report")
     ),
     # Joined as in the data loaders of SparseGPT (arXiv:2301.00774) and Wanda (arXiv:2306.11695).
     "wikitext2": Corpus(

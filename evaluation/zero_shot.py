@@ -16,11 +16,8 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-Tasks = dict[str, Any]
-"""What lm-eval loaded; empty where nothing was asked for."""
-
-Scores = dict[str, Any]
-"""A model's figures as JSON: `harness`, rows of `results`, and `table`, lm-eval's in Markdown."""
+Tasks = dict[str, Any]  # what lm-eval loaded; empty where nothing was asked for
+Scores = dict[str, Any]  # a model's figures as JSON: `harness`, `results`, `table` in Markdown
 
 
 def check_tasks(names: Sequence[str]) -> None:

@@ -48,10 +48,8 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
         return None
     if target.group_name is None or target.group.whole_model:
         group = f"{'group' if target.group_name else 'pattern'} {target.group.name}"
-        raise ValueError(
-            f"allocation must be uniform with {group}, which decides what each layer loses; "
-            f"got {argument!r}"
-        )
+        rule = f"uniform with {group}, which decides what each layer loses"
+        raise ValueError(f"allocation must be {rule}; got {argument!r}")
     if argument == "owl":
         return Allocation(named_metric("wanda").metric, by_outliers)
     return _from_file(argument, target)
@@ -71,17 +69,14 @@ def _from_file(argument: str, target: Target) -> Allocation:
     wanted = {"group": target.group_name, "sparsity": target.sparsity}
     made_for = {key: content.get(key) for key in wanted}
     if made_for != wanted:
-        raise ValueError(
-            f"allocation {argument!r} is for {json.dumps(made_for)}, not {json.dumps(wanted)}"
-        )
+        difference = f"{json.dumps(made_for)}, not {json.dumps(wanted)}"
+        raise ValueError(f"allocation {argument!r} is for {difference}")
 
     def of_model(layers: Layers, score: Score, target: Target) -> Mapping[str, float]:
         names = {layer for of_block in layers.values() for layer in of_block}
         if different := sorted(names ^ shares.keys()):
-            where = "the file" if different[0] in shares else "the model"
-            raise ValueError(
-                f"allocation {argument!r} is another model's: only {where} has {different[0]}"
-            )
+            where = f"{'the file' if different[0] in shares else 'the model'} has {different[0]}"
+            raise ValueError(f"allocation {argument!r} is another model's: only {where}")
         return shares
 
     return Allocation(None, of_model)

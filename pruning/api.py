@@ -109,9 +109,9 @@ def prune(
     layers, text = linear_layers(model), procedure.metric.text
     missing = _missing(procedure, statistics or Statistics(), layers)
     if windows is None and (missing or procedure.training):
+        needs = ", ".join(sorted(missing)) or "them for its update"
         raise ValueError(
-            f"windows must be given for metric '{text}', which needs "
-            f"{', '.join(sorted(missing)) or 'them for its update'}; got None"
+            f"windows must be given for metric '{text}', which needs {needs}; got None"
         )
     records: dict[str, JsonObject] = {}
     pruner.prune(
@@ -177,10 +177,8 @@ def _check(model: PreTrainedModel, windows: Tensor | None) -> None:
     context, vocabulary = config.max_position_embeddings, config.vocab_size
     shape = tuple(windows.shape) if isinstance(windows, Tensor) else ()
     if len(shape) != 2 or shape[0] < 1 or not 2 <= shape[1] <= context:
-        raise ValueError(
-            f"windows must be a tensor (N, T) with N of 1 or more and T of 2 to {context}, the "
-            f"model's context; got {shape or type(windows).__name__}"
-        )
+        rule = f"(N, T) with N of 1 or more and T of 2 to {context}, the model's context"
+        raise ValueError(f"windows must be a tensor {rule}; got {shape or type(windows).__name__}")
     if windows.is_floating_point() or windows.dtype == torch.bool:
         raise ValueError(f"windows must be token ids, of an integer dtype; got {windows.dtype}")
     low, high = torch.aminmax(windows)

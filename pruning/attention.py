@@ -15,9 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_or_blocked"
-
-_QUERIES = 64
-"""Queries in a block: few enough that a block's scores of all heads stay in the cache."""
+_QUERIES = 64  # in a block: few enough that its scores of all heads stay in the cache
 
 
 def use_blocked_attention(model: PreTrainedModel) -> None:

@@ -180,9 +180,8 @@ class Checkpoint:
         """Raise ValueError, which names file and tensor, if a value is not finite."""
         for name, entry in self.entries.items():
             if not is_finite(self.read(name)):
-                raise ValueError(
-                    f"model file {str(entry.path)!r}: tensor {name} has a value that is not finite"
-                )
+                problem = f"tensor {name} has a value that is not finite"
+                raise ValueError(f"model file {str(entry.path)!r}: {problem}")
 
     def fingerprint(self) -> str:
         """Return a hash of names, dtypes, shapes, and some bytes of every tensor, in 16 digits."""
@@ -211,14 +210,10 @@ def _weights_files(folder: Path) -> list[Path]:
 
 
 def _read_header(path: Path) -> dict[str, Entry]:
-    entries = {}
     try:
         with safe_open(path, "pt") as file:  # checks sizes, gaps and overlaps
-            for name in file.keys():  # noqa: SIM118  # it is no dict
-                about = file.get_slice(name)
-                entries[name] = Entry(path, tuple(about.get_shape()), about.get_dtype())
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no dict
+            return {x: Entry(path, tuple(y.get_shape()), y.get_dtype()) for x, y in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"weights file {str(path)!r} is torn or not a safetensors file ({error}): copy it again"
-        ) from error
-    return entries
+        problem = f"is torn or not a safetensors file ({error}): copy it again"
+        raise ValueError(f"weights file {str(path)!r} {problem}") from error

@@ -146,10 +146,8 @@ class NOfM(Group):
 
     def check_layer(self, name: str, in_features: int) -> None:
         if in_features % self.length:
-            raise ValueError(
-                f"pattern must divide the inputs of every layer, got {self.length} of "
-                f"{in_features} in {name}"
-            )
+            sizes = f"{self.length} of {in_features} in {name}"
+            raise ValueError(f"pattern must divide the inputs of every layer, got {sizes}")
 
 
 GROUPS: dict[str, Group] = {group.name: group for group in (Row(), Layer(), Model())}
@@ -205,12 +203,9 @@ def resolve_target(
         return Target(fraction, group_of(own_group if group is None else group))
     implied = n_of_m.implied_sparsity
     if group is not None:
-        raise ValueError(
-            f"group must be left out with pattern {pattern}, whose weights compete within every "
-            f"{n_of_m.length} inputs; got {group!r}"
-        )
+        rule = f"pattern {pattern}, whose weights compete within every {n_of_m.length} inputs"
+        raise ValueError(f"group must be left out with {rule}; got {group!r}")
     if sparsity is not None and not math.isclose(sparsity, implied, abs_tol=1e-3):  # 0.667 is 2/3
-        raise ValueError(
-            f"sparsity must be {implied:g} with pattern {pattern}, or left out; got {sparsity}"
-        )
+        rule = f"{implied:g} with pattern {pattern}, or left out"
+        raise ValueError(f"sparsity must be {rule}; got {sparsity}")
     return Target(implied, n_of_m)

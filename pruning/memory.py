@@ -1,8 +1,7 @@
-"""A bound of what a pruning holds in memory and puts on disk, from a model's shapes.
+"""A bound of what a pruning holds in memory and puts on disk, from a model's shapes, in bytes.
 
-Sizes are bytes. The peak is the libraries, what is put aside, and in the largest pass a block, the
-sums of its statistics and the largest work on it. Nothing here reads a weight, and what cannot fit
-is refused before any work.
+The peak is the libraries, what is put aside, and in the largest pass a block, the sums of its
+statistics and the largest work on it. What cannot fit is refused before any weight is read.
 """
 
 import math
@@ -100,11 +99,10 @@ def plan_pruning(
     needed = LIBRARIES + ((loaded or _shard_size(model)) if on_gpu else most)
     if needed > budget:
         rest = "the whole model" if loads else "a block and the work on it"
-        raise ValueError(
-            f"max-memory must be at least {math.ceil(needed / 2**10)} KiB here, {_text(needed)} "
-            f"({_text(LIBRARIES)} for libraries, the rest for {rest}), got {_text(budget)}: give "
-            "more, or a smaller --seqlen or --dtype"
-        )
+        parts = f"{_text(LIBRARIES)} for libraries, the rest for {rest}"
+        least = f"{math.ceil(needed / 2**10)} KiB here, {_text(needed)} ({parts})"
+        way_out = "give more, or a smaller --seqlen or --dtype"
+        raise ValueError(f"max-memory must be at least {least}, got {_text(budget)}: {way_out}")
     room, on_disk = budget - needed, []
     aside = put_aside(model, passes, calibration, evaluation)
     for name, size in aside.items():
@@ -222,10 +220,8 @@ def cgroup_rooms(root: Path) -> list[int]:
 def _room_on_device(needed: int, device: str) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     if needed > free:
-        raise ValueError(
-            f"device {device!r} must have {_text(needed)} free, got {_text(free)}: use a smaller "
-            "--seqlen, or --device cpu"
-        )
+        rule = f"must have {_text(needed)} free, got {_text(free)}"
+        raise ValueError(f"device {device!r} {rule}: use a smaller --seqlen, or --device cpu")
     return free - needed
 
 
@@ -237,6 +233,5 @@ def _size(text: str) -> int:
     try:
         return TypeAdapter(ByteSize).validate_python(text)
     except ValidationError as error:
-        raise ValueError(
-            f"max-memory must be a size such as 6GiB or 800MB, got {text!r}"
-        ) from error
+        rule = "a size such as 6GiB or 800MB"
+        raise ValueError(f"max-memory must be {rule}, got {text!r}") from error

@@ -111,9 +111,8 @@ class Metric(Call):
             at = next(x for x in self.nodes() if not x._units and all(y._units for y in x.operands))
             units = ", ".join(f"{x.text} has {x._units}" for x in at.operands)
             rule = "operands of one unit" if len(at.operands) > 1 else "an operand without units"
-            raise ValueError(
-                f"metric '{self.text}': {at.text} needs {rule} (use a mean or a quotient): {units}"
-            )
+            problem = f"{at.text} needs {rule} (use a mean or a quotient): {units}"
+            raise ValueError(f"metric '{self.text}': {problem}")
         return self._units
 
     @property

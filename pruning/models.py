@@ -1,8 +1,7 @@
 """Models: resolve, load, decoder blocks, linear layers; the only file that knows the hub.
 
-A `model` is `embedded`, a folder, or a hub id, `owner/name` or `owner/name@revision`, which stands
-for a folder of the hub's cache; a `dtype` is a key of `DTYPES`. A model that is not there, not
-supported or damaged is a ValueError of one line.
+A `model` is `embedded`, a folder, or a hub id, `owner/name` or `owner/name@revision`; a `dtype` is
+a key of `DTYPES`. A model that is not there, not supported or damaged is a ValueError of one line.
 """
 
 import copy

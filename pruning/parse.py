@@ -66,10 +66,9 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
         files = (path / name for name in ("best_metric.json", "pruning_recipe.json"))
         path = next((file for file in files if file.is_file()), None)
         if not path:
-            rule = "best_metric.json, which a run has once a candidate is evaluated"
-            raise ValueError(
-                f"metric {argument!r} is a folder without {rule}, or a pruning_recipe.json"
-            )
+            either = "best_metric.json, which a run has once a candidate is evaluated"
+            neither = f"without {either}, or a pruning_recipe.json"
+            raise ValueError(f"metric {argument!r} is a folder {neither}")
     if path:
         return _from_file(path)
     words = set(re.findall(r"[A-Za-z_]\w*", argument))

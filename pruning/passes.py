@@ -1,10 +1,9 @@
 """What is asked of a pruning, and the passes over the decoder blocks that it takes.
 
-A procedure is a metric with the methods around it: an allocation says how much each layer loses, an
-update and a training change the weights that stay. A new pruning method is a new value of one of
-these. `pruning.pruner` runs the passes, one block open at a time: windows of text go through the
-dense block, forward or, as gradients, backward; then the block is pruned and written; then windows
-go through what it has become.
+An allocation says how much each layer loses, an update and a training change the weights that stay;
+a new pruning method is a new value of one of these. `pruning.pruner` runs the passes, one block
+open at a time: windows go through the dense block, forward or, as gradients, backward; then it is
+pruned and written; then windows go through what it has become.
 """
 
 from collections.abc import Callable
@@ -49,10 +48,9 @@ class Procedure:
     def __post_init__(self) -> None:
         self.metric.check_scores_weights()
         if self.sequential and self.target.group.whole_model:
-            raise ValueError(
-                "propagation must be one-shot with group model, whose threshold needs every "
-                "layer's scores before the first is pruned; got 'sequential'"
-            )
+            why = "whose threshold needs every layer's scores before the first is pruned"
+            rule = f"one-shot with group model, {why}"
+            raise ValueError(f"propagation must be {rule}; got 'sequential'")
 
     @property
     def sequential(self) -> bool:

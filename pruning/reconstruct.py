@@ -1,9 +1,8 @@
 """Reconstruction: the weights that stay of a pruned block are trained to give the dense outputs.
 
-As in arXiv:2510.14444: one block at a time, its masks fixed, on a few calibration windows. Its
-inputs are what the pruned blocks before it give; its targets are the dense block's outputs behind
-dense blocks, so errors from before are made up for, too. First the layers of its attention are
-trained, then those of its MLP.
+As in arXiv:2510.14444: one block at a time, its masks fixed, first the layers of its attention,
+then those of its MLP. Its inputs are what the pruned blocks before it give; its targets are the
+dense block's outputs behind dense blocks, so errors from before are made up for, too.
 """
 
 import random
