@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunevolve.pruning.checkpoint import Offload
-from prunevolve.pruning.compiled import zero_marked
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.passes import Pass, Procedure, Removal, Step, collecting, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
-from prunevolve.pruning.ranking import DegenerateScores, check_extremes, extremes
+from prunevolve.pruning.ranking import DegenerateScores, check_extremes, extremes, zero_marked
 from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, exact_fp32, of_layer
 from prunevolve.pruning.store import Store
 from prunevolve.pruning.stream import Stream, logits_in_parts
