@@ -10,14 +10,9 @@ from typing import Any
 
 import yaml
 
-FOLDER = Path(__file__).parent
-"""The folder of the shipped experiments."""
-
-Keys = dict[str, Any]
-"""What a YAML file holds: keys and values of any kind."""
-
-BASE = "base"
-"""The key that names the config from which missing keys are taken."""
+FOLDER = Path(__file__).parent  # of the shipped experiments
+Keys = dict[str, Any]  # what a YAML file holds
+BASE = "base"  # the key that names the config from which missing keys are taken
 
 
 def shipped() -> list[str]:

@@ -13,14 +13,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from prunevolve.configs.files import FOLDER, Keys, apply_overrides, find, read
 
+# The experiment that runs when no config is named; it needs no network and no other file.
 DEFAULT = FOLDER / "embedded.yaml"
-"""The experiment that runs when no config is named; it needs no network and no other file."""
 
-MOST_TOKENS = 2**24
-"""Most tokens in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048."""
-
-MAX_TREE_DEPTH = 8
-"""Highest depth of a bred tree; the root has depth 0. Most reach `search.max_size` before."""
+MOST_TOKENS = 2**24  # in the windows of a text: 128 MiB of ids, 8,192 windows of 2,048
+MAX_TREE_DEPTH = 8  # of a bred tree, its root at 0; most reach `search.max_size` before
 
 Dtype = Literal["float32", "bfloat16"]  # float16 is too narrow for gradients
 
@@ -42,8 +39,7 @@ Shares = Annotated[
     list[Share] | None, BeforeValidator(_listed, json_schema_input_type=Share | list[Share] | None)
 ]
 
-ROLES = ("calibration", "fitness", "selection", "report")
-"""The roles of an experiment's four texts."""
+ROLES = ("calibration", "fitness", "selection", "report")  # of an experiment's four texts
 
 
 class _Section(BaseModel):
@@ -88,8 +84,7 @@ class Selection(Texts):
     calibrated on the calibration text; none: those of the tasks."""
 
 
-GroupName = Literal["row", "layer", "model"]
-"""The comparison groups of `pruning.masks.GROUPS`."""
+GroupName = Literal["row", "layer", "model"]  # the groups of `pruning.masks.GROUPS`
 
 
 class _Target(_Section):

@@ -88,8 +88,7 @@ NAMED: dict[str, Baseline] = PUBLISHED | {
 }
 """All metrics that can be given by name; the last came out of this project's searches."""
 
+# The method that is no metric alone: it changes weights while it chooses (`pruning.sparsegpt`).
 SPARSEGPT = "sparsegpt"
-"""The method that is no metric alone: it changes weights while it chooses (`pruning.sparsegpt`)."""
 
-ALLOCATIONS = ("uniform", "owl")
-"""The allocations with a name (`pruning.allocation`); others are files."""
+ALLOCATIONS = ("uniform", "owl")  # those with a name (`pruning.allocation`); others are files

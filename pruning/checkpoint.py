@@ -87,8 +87,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], sync: bool = True) -> 
         draft.chmod(mode)
 
 
-Offload = MutableMapping[str, Tensor]
-"""Tensors put aside, by key; a plain dict keeps them in memory."""
+Offload = MutableMapping[str, Tensor]  # tensors put aside, by key; a plain dict is memory
 
 
 class DiskOffload(MutableMapping[str, Tensor]):
@@ -120,9 +119,6 @@ class DiskOffload(MutableMapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-    def __contains__(self, key: object) -> bool:  # without opening the file
-        return self._path(str(key)).exists()
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"

@@ -18,28 +18,25 @@ from prunevolve.pruning.statistics import TERMINALS
 MAX_DEPTH = 32  # of a metric that is read, root at depth 0; a search's own limit is far lower
 MAX_CHARACTERS = 20_000  # that are read, so that hostile input costs nothing
 
+# Exponents by operator; of two with the same the first is read.
 POWERS = {"sqr": 2.0, "pow": 2.0, "cube": 3.0, "sqrt": 0.5, "root4": 0.25, "pow15": 1.5}
-"""Exponents by operator; of two with the same the first is read."""
-
-SIGNED_POWER = "^"
-"""What x ^ c is read as: x ** c, of |x| unless c is odd."""
+SIGNED_POWER = "^"  # what x ^ c is read as: x ** c, of |x| unless c is odd
 
 FORMS = "a formula is such as W * sqrt(X), or as calls mul(W, sqrt(X))"
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _FOREIGN = re.compile(r"[^\w\s(),.+*/^|·−√∜²³-]", re.ASCII)
 
+# Signs of a line of mathematics as Python's; `~`, too, binds tighter than a product.
 _PYTHON = str.maketrans(
     {"·": "*", "−": "-", "^": "**", "²": "**2", "³": "**3", "√": "~", "∜": "~~"}
 )
-"""Signs of a line of mathematics as Python's; `~`, too, binds tighter than a product."""
-
 _SIGNS: dict[type[ast.AST], str] = {
     **{ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "quot", ast.Pow: POWER},
     **{ast.USub: "neg", ast.Invert: "sqrt"},
 }
 
+# How tightly a text binds, from `−x` and `x + y` over `x · y` and `x²` to `x`.
 _SIGNED, _SUM, _PRODUCT, _POWER, _ATOM = range(5)
-"""How tightly a text binds, from `−x` and `x + y` over `x · y` and `x²` to `x`."""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,11 @@ from torch import Tensor
 
 from prunevolve.pruning.ranking import Score, lowest_of_rows, model_threshold, up_to
 
-CROWDED = 0.9
-"""Fraction of zeros above which a layer is warned about: its output depends on few weights."""
-
+CROWDED = 0.9  # zeros above which a layer is warned about: its output depends on few weights
 _CACHED = 1 << 20  # scores that fit the cache: below it a threshold is faster without a sample
 
+# Layer names and masks, each shaped like the layer's weight, computed one at a time.
 Masks = Iterator[tuple[str, Tensor]]
-"""Layer names and masks, each shaped like the layer's weight, computed one at a time."""
 
 
 class Group(Protocol):
@@ -32,11 +30,6 @@ class Group(Protocol):
     @property
     def name(self) -> str:
         """`row`, `layer`, `model`, or a pattern such as `2:4`."""
-
-    @property
-    def implied_sparsity(self) -> float | None:
-        """The fraction that an n:m pattern always removes; None for other groups."""
-        return None
 
     def rows(self, matrix: Tensor) -> Tensor:
         """Return a matrix of a layer's shape, (out_features, in_features), a group in each row."""
@@ -132,6 +125,7 @@ class NOfM(Group):
 
     @property
     def implied_sparsity(self) -> float:
+        """The fraction that is always removed."""
         return 1 - self.kept / self.length
 
     def rows(self, matrix: Tensor) -> Tensor:
@@ -150,8 +144,8 @@ class NOfM(Group):
             raise ValueError(f"pattern must divide the inputs of every layer, got {sizes}")
 
 
+# The groups for unstructured sparsity by name.
 GROUPS: dict[str, Group] = {group.name: group for group in (Row(), Layer(), Model())}
-"""The groups for unstructured sparsity by name."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +162,7 @@ class Target:
     @property
     def group_name(self) -> str | None:
         """The group's name; None for n:m, which is a pattern."""
-        return self.group.name if self.group.implied_sparsity is None else None
+        return self.group.name if self.group.name in GROUPS else None
 
     @property
     def pattern_text(self) -> str:

@@ -26,8 +26,8 @@ from prunevolve.pruning.passes import Pass, Procedure, passes_of
 from prunevolve.pruning.statistics import DEVICE_CHUNK, GRAM, STATISTICS, TERMINALS, sums_size
 from prunevolve.pruning.stream import HEAD_TOKENS
 
+# What Python, torch and transformers hold before a model is opened.
 LIBRARIES = int(0.6 * 2**30)
-"""What Python, torch and transformers hold before a model is opened."""
 
 # Values in fp32 for each trained weight: it, its gradient, Adam's two, the best so far, and those
 # that the passes make of it.
@@ -170,7 +170,6 @@ def put_aside(
 
 
 def _layers(model: UnloadedModel) -> list[list[nn.Linear]]:
-    """Return the prunable layers of each block."""
     return [list(layers.values()) for layers in layers_by_block(model.shapes).values()]
 
 

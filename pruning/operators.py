@@ -243,8 +243,7 @@ EXTENDED: dict[str, Operator] = RELEASE | {
     **{x + y: _reduction(x, y) for x in _SIDES for y in ("sum", "mean", "max", "norm")},
 }
 
-POWER = "power"
-"""The operator whose second operand is a number, its exponent: part of it rather than a node."""
+POWER = "power"  # its second operand is a number, its exponent: part of it rather than a node
 
 UNDRAWN: dict[str, Operator] = {
     POWER: Operator(
@@ -280,5 +279,5 @@ these: twice as many operators of one kind would be drawn twice as often."""
 SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED}
 SETS_WITH_NUMBERS = frozenset({"extended"})
 
+# The language reads all operators, whatever a search draws from.
 OPERATORS: dict[str, Operator] = EXTENDED | UNDRAWN | TWINS
-"""All operators: the language reads them whatever a search draws from."""

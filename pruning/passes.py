@@ -187,7 +187,6 @@ def _statistics(terminals: frozenset[str], way: Way = "forward") -> Step:
 
 
 def _pruning(procedure: Procedure) -> tuple[str, ...]:
-    """Return what is done to a block, in words."""
     optional = {"update": procedure.update, "train": procedure.training}
     first = ("select",) if procedure.own_masks else ("score", "select")
     return (*first, *(word for word, method in optional.items() if method), "write")

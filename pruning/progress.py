@@ -14,8 +14,8 @@ from rich.text import Text
 
 from prunevolve.command_line import check_interrupt
 
+# Called with the stage's name, the units done and the units in all.
 Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, the units done and the units in all."""
 
 
 class Show(Protocol):

@@ -219,7 +219,6 @@ class _Walk:
         self.record("losses", {stream.name: losses.tolist()})
 
     def _take(self, step: Step, block: str, module: nn.Module) -> None:
-        """Take a step at an open block."""
         waits, i = step.way == "wait", self.store.blocks.index(block)
         if waits and block in self.store.written:
             return
@@ -309,7 +308,6 @@ class _Walk:
         self.store.write(block, weights)
 
     def _changed(self, procedure: Procedure, layer: str, removal: Removal) -> Tensor:
-        """Return a layer's new weight."""
         dense = self.store.dense(layer)
         if not procedure.update:
             assert isinstance(removal, Tensor)

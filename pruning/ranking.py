@@ -22,9 +22,7 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-Score = Callable[[str], Tensor]
-"""Computes a layer's scores, (out_features, in_features), from its name."""
+Score = Callable[[str], Tensor]  # computes a layer's, (out_features, in_features), from its name
 
 _SAMPLE_STEP = 251  # one score in this many is sampled; prime to the widths of layers
 _SAMPLE_LIMIT = 8_000_000  # most scores; beyond it every second one is dropped, the step doubled

@@ -173,8 +173,8 @@ TERMINAL_SETS: dict[str, tuple[str, ...]] = {
 D and I are two numbers a block, and B one a row: with them a search learns by heart how much each
 block of its models can lose, which does not carry over to others (docs/LOG.md)."""
 
+# The terminals that need calibration windows.
 STATISTICS = frozenset(name for name, terminal in TERMINALS.items() if terminal.source != "weight")
-"""The terminals that need calibration windows."""
 
 GRAM = "gram"
 """The mean over windows of x x^T summed over tokens, (in_features, in_features), of a layer's

@@ -24,16 +24,20 @@ from prunevolve.pruning.statistics import Layers, statistics_of, watched
 HEAD_TOKENS = 256
 
 
-@dataclass(frozen=True)
-class BlockCall:
-    """All that one decoder block was called with besides the hidden states."""
+class BlockCall(nn.Module):
+    """Takes a decoder block's place: returns its input, or a given tensor, and records its call."""
 
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
+    def __init__(self, returned: Tensor | None = None) -> None:
+        super().__init__()
+        self._returned = returned
+
+    def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        self.hidden, self._arguments, self._keywords = hidden, arguments, keywords
+        return hidden if self._returned is None else self._returned
 
     def run(self, block: Callable[..., Any], hidden: Tensor) -> Tensor:
-        """Return the block's output hidden states, (batch, tokens, hidden_size)."""
-        output = block(hidden, *self.arguments, **self.keywords)
+        """Call a block in the same way; return its output states, (batch, tokens, hidden_size)."""
+        output = block(hidden, *self._arguments, **self._keywords)
         return output if isinstance(output, Tensor) else output[0]
 
 
@@ -45,17 +49,16 @@ class Stream:
     windows: Tensor  # token ids, (N, T), without padding
     states: Offload  # where the hidden states are put aside
     kept: bool = False  # whether every block's inputs stay there, as a backward pass needs them
-    calls: list[BlockCall] = field(default_factory=list)  # of each block
+    calls: list[BlockCall] = field(default_factory=list)  # in place of each block
     _coming: tuple[str, Tensor, torch.Event] | None = None  # from the device, and when it is here
 
     @torch.no_grad()
     def embed(self, model: PreTrainedModel) -> None:
         """Run the windows through the embeddings; the model's outside must be open."""
-        with _stubs(model) as stubs:
+        with _calls(model) as self.calls:  # which the windows' length alone decides
             for i, window in enumerate(self.windows):
                 model.base_model(input_ids=window[None], use_cache=False)
-                self._put(0, i, stubs[0].hidden)
-            self.calls = [stub.call for stub in stubs]  # which the windows' length alone decides
+                self._put(0, i, self.calls[0].hidden)
         self._settle()
 
     def input(self, block: int, window: int) -> Tensor:
@@ -189,29 +192,17 @@ def _states_at_head(model: PreTrainedModel, window: Tensor, hidden: Tensor) -> T
 
     Of the window's token ids, (T,), only the number matters.
     """
-    with _stubs(model, hidden):
+    with _calls(model, hidden):
         states: Tensor = model.base_model(input_ids=window[None], use_cache=False)[0]
     return states
 
 
-class _Stub(nn.Module):
-    """Replaces a decoder block: records its call and returns its input, or a given tensor."""
-
-    def __init__(self, returned: Tensor | None = None) -> None:
-        super().__init__()
-        self._returned = returned
-
-    def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        self.hidden, self.call = hidden, BlockCall(arguments, keywords)
-        return hidden if self._returned is None else self._returned
-
-
 @contextmanager
-def _stubs(model: PreTrainedModel, returned: Tensor | None = None) -> Iterator[list[_Stub]]:
+def _calls(model: PreTrainedModel, returned: Tensor | None = None) -> Iterator[list[BlockCall]]:
     decoder = model.get_decoder()
-    blocks, stubs = decoder.layers, [_Stub(returned) for _ in decoder.layers]
-    decoder.layers = nn.ModuleList(stubs)
+    blocks, calls = decoder.layers, [BlockCall(returned) for _ in decoder.layers]
+    decoder.layers = nn.ModuleList(calls)
     try:
-        yield stubs
+        yield calls
     finally:
         decoder.layers = blocks
