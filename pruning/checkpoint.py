@@ -142,7 +142,14 @@ class Checkpoint:
         self.path = path
         self.entries: dict[str, Entry] = {}
         for file in [path] if path.is_file() else _weights_files(path):
-            self.entries |= _read_header(file)
+            try:
+                with safe_open(file, "pt") as tensors:  # checks sizes, gaps and overlaps
+                    for name in tensors.keys():  # noqa: SIM118  # it is no dict
+                        x = tensors.get_slice(name)
+                        self.entries[name] = Entry(file, tuple(x.get_shape()), x.get_dtype())
+            except (SafetensorError, OSError) as error:
+                problem = f"is torn or not a safetensors file ({error}): copy it again"
+                raise ValueError(f"weights file {str(file)!r} {problem}") from error
 
     def published(self, model: PreTrainedModel) -> dict[str, str]:
         """Return the published name of each of a model's parameters that files have.
@@ -203,13 +210,3 @@ def _weights_files(folder: Path) -> list[Path]:
         lacks = f"model {str(folder)!r} lacks its weights file {missing[0].name}"
         raise ValueError(f"{lacks}: {way_out}" if any(folder.glob("*.bin")) else lacks)
     return files
-
-
-def _read_header(path: Path) -> dict[str, Entry]:
-    try:
-        with safe_open(path, "pt") as file:  # checks sizes, gaps and overlaps
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no dict
-            return {x: Entry(path, tuple(y.get_shape()), y.get_dtype()) for x, y in slices.items()}
-    except (SafetensorError, OSError) as error:
-        problem = f"is torn or not a safetensors file ({error}): copy it again"
-        raise ValueError(f"weights file {str(path)!r} {problem}") from error

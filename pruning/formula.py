@@ -60,7 +60,9 @@ class Call:
     def never_negative(self) -> bool:
         """Whether the score is certainly 0 or more, whatever the weights."""
         if self.operands:
-            return OPERATORS[self.name].is_unsigned([x.never_negative for x in self.operands])
+            rule = OPERATORS[self.name].never_negative
+            signs = [operand.never_negative for operand in self.operands]
+            return rule if isinstance(rule, bool) else rule(signs)
         return self.value >= 0 if self.is_constant else not TERMINALS[self.name].signed
 
     @property

@@ -112,7 +112,12 @@ def plan_pruning(
             on_disk.append(name)
     peak, blocks = budget - room, _block_sizes(model)
     if on_gpu:
-        room = _room_on_device(max(blocks) + most, model.device)
+        there, _ = torch.cuda.mem_get_info(model.device)
+        room = there - max(blocks) - most  # beside an open block and the next one
+        if room < 0:
+            rule = f"must have {_text(there - room)} free, got {_text(there)}"
+            way_out = "use a smaller --seqlen, or --device cpu"
+            raise ValueError(f"device {model.device!r} {rule}: {way_out}")
     resident = sum(blocks) <= room
     peak += sum(blocks) * (resident and not on_gpu)
     disk = model.file_size + sum(aside[name] for name in on_disk)
@@ -214,14 +219,6 @@ def cgroup_rooms(root: Path) -> list[int]:
                 at_once = int(dict(row.split() for row in rows).get(cached, 0))
                 rooms.append(max(0, int(most) - int((folder / used).read_text()) + at_once))
     return rooms
-
-
-def _room_on_device(needed: int, device: str) -> int:
-    free, _ = torch.cuda.mem_get_info(device)
-    if needed > free:
-        rule = f"must have {_text(needed)} free, got {_text(free)}"
-        raise ValueError(f"device {device!r} {rule}: use a smaller --seqlen, or --device cpu")
-    return free - needed
 
 
 def _text(size: int) -> str:

@@ -13,16 +13,10 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from prunevolve.pruning.attention import use_blocked_attention
@@ -179,7 +173,7 @@ def load_config(model: str) -> PretrainedConfig:
         _check_family(settings.get("model_type"))  # before transformers reads what it may not know
         if settings.get("quantization_config"):
             raise ValueError("it is quantized: give the one that it was made from")
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         attention = config._attn_implementation
         if attention not in (None, "eager", "sdpa"):
             # transformers would look up a name with a slash on the hub, and run its code.
@@ -214,7 +208,7 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
     load_config(model)
     with one_line_errors(model):
         safe = {"trust_remote_code": False, "use_safetensors": True}
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], output_loading_info=True, **safe
         )
         if lost := sorted(report["missing_keys"]):
@@ -227,7 +221,7 @@ def load_model(model: str, dtype: str, device: str = "cpu") -> PreTrainedModel:
 def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """Return a model with its parameters on the meta device; buffers, in no file, are real."""
     with one_line_errors(config.name_or_path), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     for module in model.modules():
         for name in module._non_persistent_buffers_set:
             module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")

@@ -109,7 +109,7 @@ def _joined(sign: int) -> Callable[..., Units]:
 
 def _by_frobenius(x: Units, y: Units, over: Shape) -> Units:
     # The root of the number of elements that the norm goes over.
-    return _power(1, -(over.by_row + over.by_column) / 2)(_joined(-1)(x, y, over), over)
+    return power_of(y, -1, x._replace(n=x.n - (over.by_row + over.by_column) / 2))
 
 
 def _alike(x: Units, y: Units, over: Shape) -> Units | None:
@@ -138,11 +138,6 @@ class Operator:
     typing: Typing = Typing(any_side)
     twin: str = ""  # the operator that has a mean where this one has a sum or a norm
     unsigned: Callable[..., Tensor] | None = None  # quicker where the last operand is 0 or more
-
-    def is_unsigned(self, operands: Sequence[bool]) -> bool:
-        """Whether the result is certainly 0 or more, given which operands are."""
-        rule = self.never_negative
-        return rule if isinstance(rule, bool) else rule(operands)
 
 
 def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
