@@ -29,7 +29,7 @@ from tables import ROOT, conditions, show, write_json
 from prunevolve import Criterion, collect_statistics, load_model, load_tokenizer, prune, read_metric
 from prunevolve.evaluation.perplexity import perplexity, window_losses
 from prunevolve.evaluation.windows import Text, cut_all, share_windows
-from prunevolve.pruning.baselines import NAMED, PUBLISHED, SPARSEGPT
+from prunevolve.pruning.baselines import NAMED, SPARSEGPT
 from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.models import EMBEDDED
 from prunevolve.pruning.ranking import DegenerateScores
@@ -95,7 +95,8 @@ def main(
 ) -> None:
     """Print a table of perplexities for each model, and one of relative loss increases."""
     out.mkdir(parents=True, exist_ok=True)
-    references = _methods(reference or PUBLISHED, ["plain"])
+    published = [name for name, row in NAMED.items() if row.source != "this project, 2026"]
+    references = _methods(reference or published, ["plain"])
     methods = references | _methods(metric or NAMED, variant)
     validation, test = _wikitext2()
     if without:

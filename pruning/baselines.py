@@ -1,10 +1,9 @@
 """Pruning metrics with names; texts, so that they are known before torch, which takes seconds."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Baseline:
+class Baseline(NamedTuple):
     """A named metric's text with its comparison group, and where it was published."""
 
     text: str
@@ -13,8 +12,13 @@ class Baseline:
 
 
 _RELATIVE = "add(quot(W, colsum(W)), quot(W, rowsum(W)))"
+_MEAN = "colmean(quot(M, G))"
+_DIRECTION = f"exp(mul(0.2, divrms({_MEAN}, {_MEAN})))"
+_BOTH = "mul(sqr(W), mul(G, sqrt(X)))"
+_MEANS = "mul(add(rowmean(W), colmean(W)), rowmean(sqrt(X)))"
 
-BASELINES: dict[str, Baseline] = {
+# All metrics that can be given by name; the last two came out of this project's searches.
+NAMED: dict[str, Baseline] = {
     "magnitude": Baseline("W", "layer", "Han et al., 2015, arXiv:1506.02626"),
     "wanda": Baseline("mul(W, sqrt(X))", "row", "Sun et al., 2024, arXiv:2306.11695, Section 3"),
     "ria": Baseline(
@@ -25,10 +29,6 @@ BASELINES: dict[str, Baseline] = {
     "pruner-zero": Baseline(
         "mul(abs(mul(W, W)), mms(G))", "row", "Dong et al., 2024, arXiv:2406.02924"
     ),
-}
-"""The metrics that every report measures beside what a search found."""
-
-PUBLISHED: dict[str, Baseline] = BASELINES | {
     "relative-importance": Baseline(
         _RELATIVE, "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 0: no activations"
     ),
@@ -67,15 +67,6 @@ PUBLISHED: dict[str, Baseline] = BASELINES | {
     "wifv": Baseline(
         "mul(V, sqr(W))", "row", "An et al., 2024, arXiv:2312.11983; FLAP's, of each weight"
     ),
-}
-"""The metrics of other people's papers."""
-
-_MEAN = "colmean(quot(M, G))"
-_DIRECTION = f"exp(mul(0.2, divrms({_MEAN}, {_MEAN})))"
-_BOTH = "mul(sqr(W), mul(G, sqrt(X)))"
-_MEANS = "mul(add(rowmean(W), colmean(W)), rowmean(sqrt(X)))"
-
-NAMED: dict[str, Baseline] = PUBLISHED | {
     "directed-snip-wanda": Baseline(
         f"quot(mul({_DIRECTION}, {_BOTH}), {_MEANS})", "model", "this project, 2026"
     ),
@@ -86,7 +77,9 @@ NAMED: dict[str, Baseline] = PUBLISHED | {
         "this project, 2026",
     ),
 }
-"""All metrics that can be given by name; the last came out of this project's searches."""
+
+# Those that every report measures beside what a search found.
+BASELINES = ("magnitude", "wanda", "ria", "gblm", "snip", "pruner-zero")
 
 # The method that is no metric alone: it changes weights while it chooses (`pruning.sparsegpt`).
 SPARSEGPT = "sparsegpt"
