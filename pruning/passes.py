@@ -36,10 +36,9 @@ class Procedure:
 
     metric: Metric
     target: Target
-    # `one-shot` scores by statistics of the dense model; `sequential` takes those of a block's
-    # inputs from windows that passed the pruned blocks before it, as the Pruner-Zero release does
-    # for X.
-    propagation: str = "one-shot"
+    # Whether scores take statistics of a block's inputs from windows that passed the pruned blocks
+    # before it, as the Pruner-Zero release does for X; else all are of the dense model.
+    sequential: bool = False
     allocation: Allocation | None = None  # None for the same fraction of each, or by the threshold
     update: Update | None = None  # changes the weights that stay; None: they keep their bits
     own_masks: bool = False  # whether the update chooses what goes
@@ -51,11 +50,6 @@ class Procedure:
             why = "whose threshold needs every layer's scores before the first is pruned"
             rule = f"one-shot with group model, {why}"
             raise ValueError(f"propagation must be {rule}; got 'sequential'")
-
-    @property
-    def sequential(self) -> bool:
-        """Whether a block's scores see what the pruned blocks before it make of the windows."""
-        return self.propagation == "sequential"
 
     @property
     def dense_terminals(self) -> frozenset[str]:

@@ -132,7 +132,7 @@ def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) 
     return Procedure(
         criterion.metric,
         target,
-        method.propagation,
+        method.propagation == "sequential",
         resolve_allocation(method.allocation, target),
         update=partial(compensate, pattern=pattern) if updates else None,
         own_masks=own_masks,

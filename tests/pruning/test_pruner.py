@@ -66,7 +66,7 @@ def keep_highest_in_groups(weights, scores, target):
 
 
 def prune_model(model, metric, target, windows, propagation="one-shot", **options):
-    recipe = Procedure(metric, target, propagation)
+    recipe = Procedure(metric, target, propagation == "sequential")
     prune(ResidentStore(model), recipe, {"calibration": windows}, **options)
 
 

@@ -79,7 +79,7 @@ def opened(folder, shards=Path("none"), keeps=False, dtype="float32", kind=Folde
 
 
 def procedure_of(propagation, metric, group):
-    return Procedure(Metric.parse(metric), TARGETS[group], propagation)
+    return Procedure(Metric.parse(metric), TARGETS[group], propagation == "sequential")
 
 
 @cache
