@@ -82,11 +82,9 @@ def plan_pruning(
 ) -> Plan:
     """Return how a pruning is carried out within a budget, or raise ValueError that it cannot be.
 
-    Args:
-        calibration: Number of windows for statistics.
-        evaluation: Number of windows for perplexity.
-        max_memory: What may be held, such as `6GiB` or `800MB`; None for what is free.
-        loads: Whether the whole model is also loaded, before and after it is pruned.
+    Calibration and evaluation are numbers of windows, `max_memory` is what may be held, such as
+    `6GiB` or `800MB`, by default what is free, and `loads` says whether the whole model is also
+    loaded, before and after it is pruned.
     """
     free = [psutil.virtual_memory().available, *cgroup_rooms(Path("/"))]
     budget = _size(max_memory) if max_memory else min(free)

@@ -178,12 +178,9 @@ class Metric(Call):
     def score(self, **terminals: Tensor | None) -> Tensor:
         """Score every weight of one matrix, in fp32; low scores are pruned.
 
-        Scores are (out_features, in_features) if `problem` is empty, else possibly of size 1 along
-        a side. They may be non-finite: no mask can be made of such scores.
-
-        Args:
-            terminals: Values of at least the terminals that the metric names, of their shapes, W as
-                absolute weights.
+        It takes at least the terminals that the metric names, of their shapes, W as absolute
+        weights. Scores are (out_features, in_features) if `problem` is empty, else possibly of size
+        1 along a side. They may be non-finite: no mask can be made of such scores.
         """
         values: dict[Metric, Tensor] = {}
         device = torch.device("cpu")

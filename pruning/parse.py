@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunevolve.pruning.baselines import NAMED, SPARSEGPT
 from prunevolve.pruning.formula import FORMS, MAX_DEPTH
-from prunevolve.pruning.json_file import JsonObject, parse_object, read_text
+from prunevolve.pruning.json_file import parse_object, read_text
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.statistics import TERMINALS
@@ -110,27 +110,22 @@ def existing(argument: str) -> Path | None:
 
 def _from_file(path: Path) -> tuple[Criterion, str]:
     try:
-        text = read_text(path)
-        is_json = text.lstrip().startswith("{")
-        content = parse_object(text, "it") if is_json else {"metric": text}
-        criterion = _criterion_of(content)
+        source = read_text(path)
+        is_json = source.lstrip().startswith("{")
+        content = parse_object(source, "it") if is_json else {"metric": source}
+        if content.get("schema", SCHEMA) != SCHEMA:
+            raise ValueError(f"schema must be {SCHEMA}, it is from another version")
+        tree, text = content if "data" in content else content.get("tree"), content.get("metric")
+        if not tree and not isinstance(text, str):
+            raise ValueError("it has neither a string 'metric' nor a tree's 'data'")
+        metric = Metric.parse(text) if isinstance(text, str) else read_tree(tree)
+        if tree and read_tree(tree) != metric:
+            raise ValueError("'metric' and 'tree' differ: remove the one that is not meant")
+        group = group_of(content.get("group") or DEFAULT_GROUP).name
     except (OSError, ValueError) as error:
         raise ValueError(f"metric file {str(path)!r}: {error}") from error
-    criterion.metric.check_scores_weights()
+    on = ""
     match content.get("provenance"):
         case {"tasks": [*tasks]}:
-            names = (str(task.get("name")) for task in tasks if isinstance(task, dict))
-            return criterion, ", ".join(names)
-    return criterion, ""
-
-
-def _criterion_of(content: JsonObject) -> Criterion:
-    if content.get("schema", SCHEMA) != SCHEMA:
-        raise ValueError(f"schema must be {SCHEMA}, it is from another version")
-    tree, text = content if "data" in content else content.get("tree"), content.get("metric")
-    if not tree and not isinstance(text, str):
-        raise ValueError("it has neither a string 'metric' nor a tree's 'data'")
-    metric = Metric.parse(text) if isinstance(text, str) else read_tree(tree)
-    if tree and read_tree(tree) != metric:
-        raise ValueError("'metric' and 'tree' differ: remove the one that is not meant")
-    return Criterion(metric, group_of(content.get("group") or DEFAULT_GROUP).name)
+            on = ", ".join(str(task.get("name")) for task in tasks if isinstance(task, dict))
+    return Criterion(metric.check_scores_weights(), group), on

@@ -58,8 +58,7 @@ def step(console: Console, title: str) -> Iterator[None]:
 def shown_progress(console: Console, before: float = 0.0) -> Iterator[Show]:
     """Show stages inside the context: as bars on a terminal, elsewhere as plain lines.
 
-    Args:
-        before: Seconds that earlier processes worked on the first stage.
+    Earlier processes worked on the first one for the seconds `before`.
     """
     if not console.is_interactive:
         yield _lines(console, before)

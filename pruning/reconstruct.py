@@ -50,13 +50,10 @@ Training = Callable[[str, nn.Module, Weights, Examples], tuple[dict[str, Tensor]
 def reconstruct(
     block: str, module: nn.Module, weights: Weights, examples: Examples, seed: int = 0
 ) -> tuple[dict[str, Tensor], Errors]:
-    """Return the weights of a block's layers, fp32, zero where the given ones are, and errors.
+    """Return the weights of a block's layers, fp32, zero where the pruned ones are, and errors.
 
-    Args:
-        module: The block, in the dtype of the passes; it is not changed.
-        weights: The pruned weights of its layers, by name.
-        examples: The windows; with fewer than two nothing is trained.
-        seed: Of the windows that are held back, and of the order of the others.
+    The module, in the dtype of the passes, is not changed. On fewer than two windows nothing is
+    trained. The seed is that of the windows held back, and of the order of the others.
     """
     device = next(module.parameters()).device
     parameters = {name: f"{name.removeprefix(f'{block}.')}.weight" for name in weights}
