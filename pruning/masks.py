@@ -123,11 +123,6 @@ class NOfM(Group):
     def name(self) -> str:
         return f"{self.kept}:{self.length}"
 
-    @property
-    def implied_sparsity(self) -> float:
-        """The fraction that is always removed."""
-        return 1 - self.kept / self.length
-
     def rows(self, matrix: Tensor) -> Tensor:
         self.check_layer("these scores", matrix.shape[1])
         return matrix.reshape(-1, self.length)
@@ -195,7 +190,7 @@ def resolve_target(
     if n_of_m is None:
         fraction = 0.5 if sparsity is None else sparsity
         return Target(fraction, group_of(own_group if group is None else group))
-    implied = n_of_m.implied_sparsity
+    implied = 1 - n_of_m.kept / n_of_m.length
     if group is not None:
         rule = f"pattern {pattern}, whose weights compete within every {n_of_m.length} inputs"
         raise ValueError(f"group must be left out with {rule}; got {group!r}")

@@ -72,7 +72,7 @@ def _mask(cost: Tensor, removal: Tensor | float, pattern: NOfM | None, start: in
     if not all(map(math.isfinite, extremes(cost))):
         raise DegenerateScores("scores must be finite, got a NaN or an infinity")
     if pattern:
-        return pattern.mask(cost, pattern.implied_sparsity)
+        return pattern.mask(cost, removal)
     # All columns so far together lose exactly the fraction, rounded down.
     due = int(rows * (start + columns) * removal) - int(rows * start * removal)
     return lowest_of_rows(cost.reshape(1, -1), due).reshape(cost.shape)

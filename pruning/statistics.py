@@ -94,10 +94,8 @@ def _inverse_diagonal(total: Tensor, seen: Seen) -> Tensor:
 
 
 def damped_factor(gram: Tensor) -> tuple[Tensor, int]:
-    """Return the lower Cholesky factor of a Gram matrix, (n, n), damped until it has one in fp32.
-
-    The matrix is overwritten. The factor is not finite if there is none, as for a matrix that is
-    not; beside it is how many times the damping grew tenfold.
+    """Return the lower Cholesky factor of a Gram matrix, (n, n), which is overwritten, damped until
+    it has one in fp32, else not finite; and how many times the damping grew tenfold.
     """
     diagonal = gram.diagonal().clone()
     damping = DAMPING * diagonal.mean()

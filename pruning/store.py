@@ -80,14 +80,9 @@ class ResidentStore:
 class FolderStore:
     """A folder of shards: a block is read when it is opened, and written as a shard of its own.
 
-    Raises ValueError as `Checkpoint.published`.
-
-    Args:
-        checkpoint: The dense model's files.
-        dtype: Of the passes, a key of `DTYPES`; files keep their own.
-        device: Where passes run.
-        shards: Folder for the shards that are written, where finished ones count as written.
-        keeps: Whether blocks stay in memory once they have been opened, until they are written.
+    Dtype, a key of `DTYPES`, and device are those of the passes; files keep their own dtype. Shards
+    that are finished count as written. A store that `keeps` blocks holds them in memory from their
+    first opening until they are written. Raises ValueError as `Checkpoint.published`.
     """
 
     def __init__(
