@@ -109,10 +109,8 @@ def prune(
     layers, text = linear_layers(model), procedure.metric.text
     missing = _missing(procedure, statistics or Statistics(), layers)
     if windows is None and (missing or procedure.training):
-        needs = ", ".join(sorted(missing)) or "them for its update"
-        raise ValueError(
-            f"windows must be given for metric '{text}', which needs {needs}; got None"
-        )
+        why = f"which needs {', '.join(sorted(missing)) or 'them for its update'}"
+        raise ValueError(f"windows must be given for metric '{text}', {why}; got None")
     records: dict[str, JsonObject] = {}
     pruner.prune(
         ResidentStore(model),

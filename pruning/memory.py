@@ -162,12 +162,8 @@ def put_aside(
     windows = (kept + 1 + 2 * trains) * calibration + 2 * evaluation
     hidden_size: int = model.shapes.config.get_text_config().hidden_size
     waits = frozenset[str]().union(*(each.terminals for each in passes if not each.prunes))
-    statistics = sum(
-        4 * math.prod(TERMINALS[terminal].shape.sizes(*layer.weight.shape))
-        for terminal in waits
-        for block in layers
-        for layer in block
-    )
+    shapes = [layer.weight.shape for block in layers for layer in block]
+    statistics = sum(4 * math.prod(TERMINALS[x].shape.sizes(*y)) for x in waits for y in shapes)
     states = DTYPES[model.dtype].itemsize * hidden_size * model.seqlen * windows
     return {"hidden states": states, "statistics": statistics}
 

@@ -236,9 +236,7 @@ class _Walk:
             return frozenset()
         layers = self.store.layers[block]
         return frozenset(
-            terminal
-            for terminal in self.terminals
-            if any(f"{terminal}/{layer}" not in self.statistics for layer in layers)
+            x for x in self.terminals if any(f"{x}/{y}" not in self.statistics for y in layers)
         )
 
     def is_done(self, block: str) -> bool:

@@ -96,12 +96,8 @@ class Stream:
 
     def examples(self, block: int, targets: "Stream") -> Examples:
         """Return what a block is trained on: its inputs here, and its outputs in another stream."""
-        return Examples(
-            len(self.windows),
-            partial(self.input, block),
-            partial(targets.input, block + 1),
-            self.calls[block].run,
-        )
+        inputs, outputs = partial(self.input, block), partial(targets.input, block + 1)
+        return Examples(len(self.windows), inputs, outputs, self.calls[block].run)
 
     def drop(self, block: int) -> None:
         """Delete the hidden states at a block's input."""
