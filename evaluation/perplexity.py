@@ -33,7 +33,7 @@ def window_losses(
         logits: Makes logits of states, (tokens, vocabulary) in fp32, some tokens' at a time: a
             batch's would dwarf everything else in memory.
         windows: Token ids, (N, T) with T of 2 or more.
-        on_window: Called after each window with the number of windows done.
+        on_window: Called with the number of windows done.
     """
     losses = []
     for done, (hidden, window) in enumerate(zip(states, windows, strict=True), 1):
@@ -92,11 +92,9 @@ def not_finite(losses: Mapping[str, Tensor], windows: Windows, dtype: str) -> li
     for name, values in losses.items():
         if bad := torch.nonzero(~values.isfinite()).flatten().tolist():
             text = windows.parts[windows.kinds[bad[0]]]
-            lines.append(
-                f"{name.replace('_', ' ')} is not finite in {dtype}: {len(bad)} windows are not, "
-                f"first window {bad[0] + 1} ({text['corpus']}, split {text['split']}); give "
-                "another --dtype"
-            )
+            first = f"first window {bad[0] + 1} ({text['corpus']}, split {text['split']})"
+            problem = f"is not finite in {dtype}: {len(bad)} windows are not, {first}"
+            lines.append(f"{name.replace('_', ' ')} {problem}; give another --dtype")
     return lines
 
 

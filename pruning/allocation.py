@@ -52,10 +52,6 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
         raise ValueError(f"allocation must be {rule}; got {argument!r}")
     if argument == "owl":
         return Allocation(named_metric("wanda").metric, by_outliers)
-    return _from_file(argument, target)
-
-
-def _from_file(argument: str, target: Target) -> Allocation:
     ways_out = f"give {', '.join(ALLOCATIONS)} or a JSON file with 'shares' by layer"
     try:
         content = read_object(Path(argument))

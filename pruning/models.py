@@ -76,14 +76,10 @@ def resolve_model(
 ) -> UnloadedModel:
     """Load a model's config and tokenizer, and fill in what is left open.
 
-    Args:
-        model: Without a commit, a hub id gets the one it is at.
-        dtype: `auto` for the config's, or what suits the passes and the device better.
-        device: A torch device; None for the first GPU if there is one, otherwise the CPU.
-        seqlen: Window length in tokens; None for 512, or the context if that is shorter. The
-            embedded model's figures are those of windows of 256, in float32.
-        revision: Branch, tag or commit of a model from the hub, if its id has none.
-        gradients: Whether a pass goes backward.
+    A hub id without a commit or revision gets the one it is at. The dtype `auto` is the config's,
+    or what suits the device, and gradients if there are any, better; the device is the first GPU if
+    there is one; a window has 512 tokens, or those of a shorter context. The embedded model's
+    figures are those of windows of 256, in float32.
     """
     device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype not in ("auto", *DTYPES):
