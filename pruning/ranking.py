@@ -58,7 +58,8 @@ def lowest_of_rows(scores: Tensor, removed: int) -> Tensor:
     The CPU compares all dtypes as fp32.
     """
     if scores.device.type != "cpu":
-        return sort_rows(scores, removed)
+        lowest = scores.sort(dim=1, stable=True).indices[:, :removed]
+        return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, lowest, True)
     mask = np.empty(scores.shape, np.bool_)
     if (columns := scores.shape[1]) > _UNROLLED:
         bits = _flat(scores).view(np.int32).reshape(scores.shape)
@@ -71,14 +72,17 @@ def lowest_of_rows(scores: Tensor, removed: int) -> Tensor:
 def strictly_between(scores: Tensor, low: float, high: float) -> tuple[int, Array]:
     """Return how many scores are at or below `low`, and those strictly between the two, (n,)."""
     if scores.device.type != "cpu":
-        return search_between(scores, low, high)
+        inside = scores[(scores > low) & (scores < high)]
+        return int((scores <= low).sum()), inside.float().cpu().numpy()
     return _scores_between(_flat(scores), np.float32(low), np.float32(high))
 
 
 def up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
     """Mark scores below a threshold and the first `ties` equal to it; return ties left."""
     if scores.device.type != "cpu":
-        return compare_up_to(scores, threshold, ties)
+        equal = torch.nonzero(scores.flatten() == threshold).flatten()
+        below = (scores < threshold).flatten().index_fill_(0, equal[:ties], True)
+        return below.reshape(scores.shape), max(0, ties - len(equal))
     mask = np.empty(scores.numel(), np.bool_)
     left = _mark_up_to(_flat(scores), np.float32(threshold), ties, mask)
     return torch.from_numpy(mask).reshape(scores.shape), left
@@ -86,25 +90,6 @@ def up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
 
 def _flat(scores: Tensor) -> Array:
     return scores.float().numpy().reshape(-1)
-
-
-def sort_rows(scores: Tensor, removed: int) -> Tensor:
-    """Do `lowest_of_rows` in torch."""
-    lowest = scores.sort(dim=1, stable=True).indices[:, :removed]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, lowest, True)
-
-
-def search_between(scores: Tensor, low: float, high: float) -> tuple[int, Array]:
-    """Do `strictly_between` in torch."""
-    inside = scores[(scores > low) & (scores < high)]
-    return int((scores <= low).sum()), inside.float().cpu().numpy()
-
-
-def compare_up_to(scores: Tensor, threshold: float, ties: int) -> tuple[Tensor, int]:
-    """Do `up_to` in torch."""
-    equal = torch.nonzero(scores.flatten() == threshold).flatten()
-    mask = (scores < threshold).flatten().index_fill_(0, equal[:ties], True)
-    return mask.reshape(scores.shape), max(0, ties - len(equal))
 
 
 def count(mask: Tensor) -> int:

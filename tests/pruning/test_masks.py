@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from far_device import far_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refusal
@@ -13,6 +14,7 @@ from prunevolve.pruning import ranking
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target, group_of, parse_pattern
 
 EXAMPLES = settings(deadline=None, max_examples=50)
+FAR = far_device()
 
 # Few distinct values, both zeros, the smallest and the largest fp32: ties nearly everywhere.
 TIED = st.sampled_from([-1e38, -2.0, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, 1.0000001, 3.4e38])
@@ -27,6 +29,11 @@ def matrices(draw, lengths=LENGTHS):
     rows, columns = draw(st.integers(1, 4)), draw(lengths)
     flat = draw(st.lists(SCORES, min_size=rows * columns, max_size=rows * columns))
     return torch.tensor(flat, dtype=torch.float32).reshape(rows, columns)
+
+
+def sorted_rows(scores, removed):
+    """Mark the lowest scores of each row by torch's stable sort, as on a GPU."""
+    return ranking.lowest_of_rows(scores.to(FAR), removed).cpu()
 
 
 def stable_lowest(values, count):
@@ -71,15 +78,14 @@ def test_masks_in_the_model_are_a_stable_sort_of_all_scores_in_a_row(layers, spa
 @given(matrices(), FRACTIONS, SCORES, SCORES, st.integers(0, 9))
 def test_torch_elsewhere_does_what_compiled_loops_do(scores, sparsity, low, high, ties):
     removed, turned = int(scores.shape[1] * sparsity), scores.T.contiguous().T
-    lowest = ranking.sort_rows(scores, removed)
-    assert torch.equal(lowest, ranking.lowest_of_rows(turned, removed))
-    number, inside = ranking.search_between(scores, low, high)
+    assert torch.equal(sorted_rows(scores, removed), ranking.lowest_of_rows(turned, removed))
+    number, inside = ranking.strictly_between(scores.to(FAR), low, high)
     compiled_number, compiled_inside = ranking.strictly_between(turned, low, high)
     assert (number, inside.tolist()) == (compiled_number, compiled_inside.tolist())
     for threshold in (low, float(scores[0, 0])):
-        mask, left = ranking.compare_up_to(scores, threshold, ties)
+        mask, left = ranking.up_to(scores.to(FAR), threshold, ties)
         compiled_mask, compiled_left = ranking.up_to(turned, threshold, ties)
-        assert torch.equal(mask, compiled_mask) and left == compiled_left
+        assert torch.equal(mask.cpu(), compiled_mask) and left == compiled_left
 
 
 def test_masks_in_the_model_are_exact_with_a_sample_that_was_thinned(monkeypatch):
@@ -118,9 +124,9 @@ def large(kind, columns):
 @pytest.mark.parametrize(("sparsity", "columns"), [(0.01, 20_000), (0.5, 1537), (0.999, 20_000)])
 def test_masks_of_a_large_matrix_are_those_of_a_stable_sort(kind, sparsity, columns):
     scores = large(kind, columns)  # above a million scores, a layer's threshold is searched
-    expected = ranking.sort_rows(scores, int(columns * sparsity))
+    expected = sorted_rows(scores, int(columns * sparsity))
     assert torch.equal(Row().mask(scores, sparsity), expected)
-    expected = ranking.sort_rows(scores.reshape(1, -1), int(scores.numel() * sparsity))
+    expected = sorted_rows(scores.reshape(1, -1), int(scores.numel() * sparsity))
     assert torch.equal(Layer().mask(scores, sparsity).reshape(1, -1), expected)
 
 
