@@ -65,6 +65,12 @@ def text_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters(remove_duplicate=False) if id(p) in text}
 
 
+def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return those of these that are outside the decoder blocks."""
+    inside = {id(parameter) for parameter in model.get_decoder().layers.parameters()}
+    return {name: p for name, p in text_parameters(model).items() if id(p) not in inside}
+
+
 def files_beside(folder: Path) -> list[Path]:
     """Return a model's configs and the files of its tokenizer."""
     return sorted({path for glob in _BESIDE for path in folder.glob(glob) if path.is_file()})

@@ -14,13 +14,8 @@ import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import nn
 
-from prunevolve.pruning.models import (
-    DTYPES,
-    UnloadedModel,
-    decoder_blocks,
-    layers_by_block,
-    outside_blocks,
-)
+from prunevolve.pruning.checkpoint import outside_blocks
+from prunevolve.pruning.models import DTYPES, UnloadedModel, decoder_blocks, layers_by_block
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.passes import Pass, Procedure, passes_of
 from prunevolve.pruning.statistics import DEVICE_CHUNK, GRAM, STATISTICS, TERMINALS, sums_size

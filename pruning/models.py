@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTr
 from transformers.utils import logging
 
 from prunevolve.pruning.attention import use_blocked_attention
-from prunevolve.pruning.checkpoint import Checkpoint, files_beside, text_parameters
+from prunevolve.pruning.checkpoint import Checkpoint, files_beside
 from prunevolve.pruning.json_file import read_object
 
 EMBEDDED = "embedded"  # the tiny LLaMA that ships in this package
@@ -247,12 +247,6 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Return the prunable layers of all blocks by qualified name, in order."""
     of_blocks = layers_by_block(model).values()
     return {name: layer for of_block in of_blocks for name, layer in of_block.items()}
-
-
-def outside_blocks(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Return the text model's parameters outside the blocks, tied ones by each of their names."""
-    inside = {id(parameter) for parameter in model.get_decoder().layers.parameters()}
-    return {name: p for name, p in text_parameters(model).items() if id(p) not in inside}
 
 
 def _check_family(kind: object) -> None:

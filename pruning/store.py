@@ -9,15 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from prunevolve.pruning.checkpoint import INDEX, Checkpoint, moved, write_tensors
+from prunevolve.pruning.checkpoint import INDEX, Checkpoint, moved, outside_blocks, write_tensors
 from prunevolve.pruning.json_file import write_json
-from prunevolve.pruning.models import (
-    DTYPES,
-    layers_by_block,
-    one_line_errors,
-    outside_blocks,
-    skeleton,
-)
+from prunevolve.pruning.models import DTYPES, layers_by_block, one_line_errors, skeleton
 from prunevolve.pruning.stream import logits_in_parts
 
 # Tokens that pass a model in memory at a time, at least one window: few are slow on a GPU.

@@ -21,10 +21,16 @@ from toy_models import (
 from transformers import AutoModelForCausalLM
 
 from prunevolve.evaluation.perplexity import window_losses
-from prunevolve.pruning.checkpoint import Checkpoint, DiskOffload, read_tensor, write_tensors
+from prunevolve.pruning.checkpoint import (
+    Checkpoint,
+    DiskOffload,
+    outside_blocks,
+    read_tensor,
+    write_tensors,
+)
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import load_config, load_model, outside_blocks
+from prunevolve.pruning.models import load_config, load_model
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import FolderStore, ResidentStore
