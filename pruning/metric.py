@@ -18,8 +18,7 @@ from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.operators import MATRIX, NUMBER, OPERATORS, POWER, Shape, Units
 from prunevolve.pruning.statistics import TERMINALS
 
-MAGNITUDES = (1e-37, 1e38)
-"""Smallest and largest magnitude of a number other than 0: where fp32 has full precision."""
+MAGNITUDES = (1e-37, 1e38)  # within which a number other than 0 has full precision in fp32
 
 
 def is_number(value: float) -> bool:

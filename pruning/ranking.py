@@ -153,12 +153,11 @@ def _sample(score: Score, layers: Iterable[str]) -> tuple[Array, dict[str, int]]
 # Loops for the CPU. The compiled code is kept beside this file, as Python's own is, if that folder
 # can be written to; else every process compiles it again, which takes seconds.
 
-_KEPT = not sys.dont_write_bytecode and os.access(Path(__file__).parent, os.W_OK)
-
 
 def compiled(function: Function) -> Function:
     """Compile a loop; it runs without the interpreter's lock."""
-    return cast(Function, numba.njit(function, nogil=True, cache=_KEPT))
+    is_kept = not sys.dont_write_bytecode and os.access(Path(__file__).parent, os.W_OK)
+    return cast(Function, numba.njit(function, nogil=True, cache=is_kept))
 
 
 @cache
