@@ -57,9 +57,9 @@ class UnloadedModel:
     def file_size(self) -> int:
         """Bytes that the model's files take, its weights in the dtype that its config names."""
         weights = sum(weight.numel() for weight in self.shapes.parameters())
-        beside = files_beside(Path(self.config.name_or_path))
-        size = weights * DTYPES[self.own_dtype].itemsize
-        return size + sum(path.stat().st_size for path in beside)
+        folder = Path(self.config.name_or_path)
+        beside = sum(path.stat().st_size for path in files_beside(folder))
+        return int(weights * DTYPES[self.own_dtype].itemsize + beside)
 
     def open(self) -> Checkpoint:
         """Return the model's files; those from the hub are downloaded."""
