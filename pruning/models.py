@@ -27,7 +27,7 @@ EMBEDDED = "embedded"  # the tiny LLaMA that ships in this package
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # The supported architectures by `model_type`; a new one is a name here and a toy in the tests.
-FAMILIES = {"gemma2", "gemma3", "gemma3_text", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"}
+FAMILIES = ["gemma2", "gemma3", "gemma3_text", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"]
 
 # What builds a folder of models/, which is no hub id.
 _MADE = {"models/smollm2-135m": "make smollm2", "models/gemma3-270m": "make gemma3"}
