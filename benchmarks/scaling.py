@@ -25,9 +25,7 @@ from tables import conditions, show, write_json
 from prunevolve import Record, evolve, read_config
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.pool.in_process import InProcess, value_of
-from prunevolve.search.pool.worker import Job, Shared, Worker
-from prunevolve.search.pool.workers import Event
+from prunevolve.search.pool.worker import Event, InProcess, Job, Shared, Worker
 from prunevolve.search.records import Candidate, Outcome, Timing
 
 COLUMNS = ("busy", "driver_ms", "feeds", "candidates")
@@ -108,7 +106,7 @@ class Sleepers(InProcess):
 
     def start(self) -> int:
         """Start a worker; all are one evaluator."""
-        self._worker = self._worker or Worker(partial(Evaluator, self._experiment), value_of)
+        self._worker = self._worker or Worker(partial(Evaluator, self._experiment))
         self._number += 1
         return self._number
 

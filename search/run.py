@@ -25,8 +25,8 @@ from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, pinned_config, resolve
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
-from prunevolve.search.pool.in_process import InProcess
 from prunevolve.search.pool.pool import CallError, Pool
+from prunevolve.search.pool.worker import InProcess
 from prunevolve.search.pool.workers import Backend
 from prunevolve.search.population import State
 from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment

@@ -39,34 +39,23 @@ _STEP_SECONDS = 0.5
 
 
 class CallError(RuntimeError):
-    """A job that the run cannot do without failed for a reason of its own, not a worker's.
-
-    Attributes:
-        trace: The traceback in the worker.
-    """
+    """A job that the run cannot do without failed for a reason of its own, not a worker's."""
 
     def __init__(self, message: str, trace: str) -> None:
         super().__init__(message)
-        self.trace = trace
+        self.trace = trace  # in the worker
 
 
 class Pool:
     """Workers that hold the models of a search and evaluate its candidates.
 
     Args:
-        backend: Where they live.
-        experiment: What they are built from.
-        console: Shows faults, and how many losses are measured.
         clock: Seconds since any fixed time.
         known: Losses that were measured before, which are not measured again.
         keep: Called with any others as soon as they are measured.
-
-    Attributes:
-        workers: The workers, and their faults.
-        scale: What candidates are measured on, from `use_scale` on.
     """
 
-    scale: Scale
+    scale: Scale  # what candidates are measured on, from `use_scale` on
 
     def __init__(
         self,
@@ -101,7 +90,7 @@ class Pool:
 
     def submit(self, candidate: Candidate) -> None:
         """Queue a candidate without waiting; an idle worker gets it at once."""
-        self._add(self._evaluation(candidate))
+        self._evaluate(candidate, next(self._numbers))
         self.workers.assign()
 
     def next_done(self) -> Job | None:
@@ -110,21 +99,17 @@ class Pool:
         return self._decided.popleft() if self._decided else None
 
     def losses(self, stage: str, wanted: Sequence[Wanted]) -> Mapping[Wanted, Losses]:
-        """Return all losses so far, once they have what is wanted; known ones are kept.
+        """Return all losses so far, once they have what is wanted; `stage` names the progress.
 
-        Args:
-            stage: What the progress is called.
-
-        Raises:
-            ValueError: If a value is wrong; one line.
-            CallError: If a job failed for a reason of its own.
-            PoolError: As in `start`.
+        Raises ValueError, in one line, if a value is wrong, CallError if a job failed for another
+        reason of its own, and PoolError as `start`.
         """
         total = len(set(wanted))
-        for one in dict.fromkeys(wanted):
-            if one not in self._losses:
-                subject = self._experiment.subject_of[one[0]]
-                self._add(Job("losses", one, self._cost(subject, one[1])))
+        for arguments in dict.fromkeys(wanted):
+            if arguments not in self._losses:
+                task, role, _ = arguments
+                cost = self._cost(self._experiment.subject_of[task], role)
+                self._insert(Job("losses", arguments, cost, next(self._numbers)))
         with shown_progress(self._console) as show:
             while missing := set(wanted) - self._losses.keys():
                 show(stage, total - len(missing), total)
@@ -133,13 +118,13 @@ class Pool:
         return self._losses
 
     def tensors(self, method: str, subject: int) -> dict[str, Tensor]:
-        """Return what an `Evaluator`'s method makes of a model; raises as `losses` does.
+        """Return what a method of `Evaluator` makes of a model; raises as `losses` does.
 
-        Args:
-            method: `collect_statistics`, or `probe_tensors` once these are used.
+        It is `collect_statistics`, or `probe_tensors` once these are used.
         """
-        job = Job(method, (subject,), _BACKWARD * self._cost(subject, "calibration"))
-        self._add(job)
+        cost = _BACKWARD * self._cost(subject, "calibration")
+        job = Job(method, (subject,), cost, next(self._numbers))
+        self._insert(job)
         while job.result is None:
             self._turn(_STEP_SECONDS)
         return cast("dict[str, Tensor]", job.result)
@@ -153,13 +138,10 @@ class Pool:
         self.scale = scale
         self.workers.shared["scale"] = self._backend.share(scale)
 
-    def _evaluation(self, candidate: Candidate) -> Job:
-        return Job("evaluate", (candidate,), float(len(self._experiment.tasks)))
-
     def _cost(self, subject: int, role: str) -> float:
         """Return how long a text takes, in times of all fitness texts on the dense models."""
         subjects = self._experiment.subjects
-        all_tokens = sum(one.tokens["fitness"].numel() for one in subjects)
+        all_tokens = sum(each.tokens["fitness"].numel() for each in subjects)
         return subjects[subject].tokens[role].numel() / all_tokens
 
     def _turn(self, seconds: float) -> None:
@@ -172,11 +154,11 @@ class Pool:
 
     # The queue
 
-    def _add(self, job: Job) -> None:
-        job.number = next(self._numbers)
-        self._waiting.append(job)
+    def _evaluate(self, candidate: Candidate, number: int) -> None:
+        self._insert(Job("evaluate", (candidate,), float(len(self._experiment.tasks)), number))
 
-    def _again(self, job: Job) -> None:
+    def _insert(self, job: Job) -> None:
+        """Let a job wait ahead of all that came later."""
         insort(self._waiting, job, key=lambda waiting: waiting.number)
 
     def _next(self) -> Job | None:
@@ -190,7 +172,7 @@ class Pool:
         job.faults[fault.kind] += 1
         left = MOST[fault.kind] - job.faults[fault.kind]
         if left > 1 or (left == 1 and not job.is_candidate):
-            self._again(job)
+            self._insert(job)
         elif left == 1:
             self._in_a_row += 1
             if self._in_a_row >= MOST_SUSPECTS:
@@ -222,7 +204,7 @@ class Pool:
         elif job.method == "evaluate":
             self._is_judged = False
             while self._suspects:
-                self._again(self._suspects.pop())
+                self._insert(self._suspects.pop())
         elif job.method == "losses":
             wanted, losses = cast("Wanted", job.arguments), cast("Losses", result)
             self._losses[wanted] = losses
@@ -232,9 +214,7 @@ class Pool:
         """Let a baseline be evaluated, unless one is: it shows who is to blame."""
         if not self._is_judged:
             self._is_judged = True
-            job = self._evaluation(_BASELINE)
-            job.number = -1
-            self._again(job)
+            self._evaluate(_BASELINE, -1)
 
     def _fail(self, job: Job, fault: Fault) -> None:
         """Let a candidate be `failed`, and the run end if the job is none."""

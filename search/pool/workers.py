@@ -1,4 +1,4 @@
-"""The workers of a pool: they are started, get jobs, answer, and are stopped.
+"""The workers as the driver sees them: they are started, get jobs, answer, and are stopped.
 
 A worker that is lost, runs out of memory or does not answer in time is stopped, and its job goes to
 another.
@@ -7,11 +7,11 @@ another.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from prunevolve.command_line import Resumable
 from prunevolve.configs.schema import Ray
-from prunevolve.search.pool.worker import Fault, Job, Loaded, Shared
+from prunevolve.search.pool.worker import Event, Fault, Job, Loaded, Shared
 from prunevolve.search.records import Timing
 
 MOST = {"lost": 8, "no memory on node": 5, "out of memory": 3, "timeout": 3}
@@ -29,10 +29,6 @@ start; also the seconds after a worker was killed because its node lacked memory
 
 _LONGEST_TICK = 5.0
 """Seconds that one turn counts at most: no timeout because this process was suspended."""
-
-
-Event: TypeAlias = tuple[int, object, Timing]
-"""A worker's number, the result of its job or a `Fault`, and the timing."""
 
 
 class PoolError(Resumable):
@@ -63,34 +59,20 @@ class Backend(Protocol):
 
 @dataclass(eq=False)
 class _State:
-    """What a worker does: it waits for room, loads, waits for a job or does one.
+    """Where a worker is: it waits for room, loads, waits for a job or does one."""
 
-    Attributes:
-        job: What it does now.
-        due: When that must be done; None until there is room for the worker.
-        ready: Whether it holds its models.
-    """
-
-    job: Job | None = field(default_factory=lambda: Job("place"))
-    due: float | None = None
-    ready: bool = False
+    job: Job | None = field(default_factory=lambda: Job("place"))  # what it does now
+    due: float | None = None  # when that must be done; None until there is room for the worker
+    ready: bool = False  # whether it holds its models
 
 
 class Workers:
-    """The workers of a pool, and the faults so far.
+    """All workers with what each does, and the faults so far.
 
     Args:
-        backend: Where they live.
         next_job: Returns the next job that waits, if there is one.
-        settings: How many there are, and how long they are waited for.
         clock: Seconds since any fixed time.
         say: Called with a line to show to the user.
-
-    Attributes:
-        shared: What all of them use.
-        loaded: What the first that was ready said of its models.
-        faults: Number of faults so far, by kind.
-        trouble: The latest fault, in one line.
     """
 
     def __init__(
@@ -108,9 +90,9 @@ class Workers:
         self._failed_starts: list[str] = []
         self._next_start = self._alone_since = self._longest = 0.0
         self.shared: dict[int | str, object] = {}
-        self.loaded: Loaded | None = None
-        self.faults: Counter[str] = Counter()
-        self.trouble = ""
+        self.loaded: Loaded | None = None  # what the first that was ready said of its models
+        self.faults: Counter[str] = Counter()  # by kind
+        self.trouble = ""  # the latest fault, in one line
 
     @property
     def ready(self) -> int:
@@ -130,11 +112,8 @@ class Workers:
     def turn(self, seconds: float) -> Iterator[tuple[Job, object]]:
         """Let workers start, work, answer and stop, waiting at most this long for an answer.
 
-        Yields:
-            Jobs with their results or faults, as they come.
-
-        Raises:
-            PoolError: If there is no worker and none comes, or no worker functions.
+        Yields jobs with their results or faults. Raises PoolError if there is no worker and none
+        comes, or none can be started.
         """
         self._tick()
         self._start()
@@ -183,7 +162,7 @@ class Workers:
 
     def _check(self) -> None:
         """Raise PoolError if there are no workers, and none may still come."""
-        if any(worker.ready for worker in self._workers.values()):
+        if self.ready:
             self._alone_since = self._now
         if any(worker.due is not None for worker in self._workers.values()):
             return  # those that load have a deadline

@@ -50,7 +50,7 @@ def _serve(backend):
     backend.give(backend.start(), Job("place"), {})
     while not (events := backend.events(0.2)):
         pass
-    facts = {"driver": os.getpid(), "room": backend.room(), **dict(events[0][1])}
+    facts = {"driver": os.getpid(), "room": backend.room(), **events[0][1]}
     print("up " + json.dumps(facts), flush=True)
     line = ""
     while not line:
