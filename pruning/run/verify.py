@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from prunevolve.command_line import FolderError
 from prunevolve.pruning.checkpoint import Checkpoint, is_finite, published_names
 from prunevolve.pruning.json_file import JsonObject, read_object
 from prunevolve.pruning.masks import Target, group_of, parse_pattern
@@ -25,12 +26,6 @@ from prunevolve.pruning.ranking import count
 
 RECIPE = "pruning_recipe.json"
 REPORT = "pruning_report.json"
-
-
-class FolderMismatchError(ValueError):
-    """A folder does not fit what is asked of it."""
-
-    exit_code = 4
 
 
 @dataclass(frozen=True)
@@ -56,12 +51,9 @@ class LayerCount:
 class Inspector:
     """Looks into a pruned model's shards, each once: as they are written, or all at the end.
 
-    Its methods raise ValueError for what is torn, missing, not finite or too dense.
-
-    Args:
-        names: The prunable layers, in order.
-        shares: The fraction of each layer that goes, where it is not the target's; looked up when
-            the layer is.
+    Its methods raise ValueError for what is torn, missing, not finite or too dense. `names` are the
+    prunable layers, in order; `shares`, the fraction of each that goes where it is not the
+    target's, may be filled in later.
     """
 
     def __init__(
@@ -80,12 +72,12 @@ class Inspector:
         self.sums: dict[str, str] = {}  # sha256 of the shards by name
         self._counts: dict[str, LayerCount] = {}
 
-    def look(self, path: Path, known: str | None = None) -> None:
-        """Hash a shard, whose sha256 may be known, and count the zeros of its layers."""
+    def look(self, path: Path, expected: str | None = None) -> None:
+        """Hash a shard, whose sha256 may be expected, and count the zeros of its layers."""
         with path.open("rb") as file:
             self.sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        if known not in (None, self.sums[path.name]):
-            raise FolderMismatchError(
+        if expected not in (None, self.sums[path.name]):
+            raise FolderError(
                 f"{str(path)!r} is not as it was written: remove it, and --resume makes it again"
             )
         shard = Checkpoint(path)
@@ -138,11 +130,11 @@ def _is_zero(weight: Tensor) -> Tensor:
 def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject:
     """Compare a pruned model's files with its recipe and its report, and return the report.
 
-    Raises FolderMismatchError for the first difference, or if the folder is no finished result.
+    Raises FolderError for the first difference, or if the folder is no finished result.
     """
     for name in (RECIPE, REPORT):
         if not (folder / name).is_file():
-            raise FolderMismatchError(f"{str(folder)!r} has no {name}: no finished pruned model")
+            raise FolderError(f"{str(folder)!r} has no {name}: no finished pruned model")
     try:
         recipe, report = read_object(folder / RECIPE), read_object(folder / REPORT)
         group = parse_pattern(recipe["pattern"]) or group_of(recipe["group"])
@@ -161,9 +153,9 @@ def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject
         if different := first_difference(recipe["sha256"], inspector.sums):
             raise ValueError(f"sha256 of {different}")
     except (OSError, SafetensorError, ValueError) as error:
-        raise FolderMismatchError(f"{str(folder)!r} is not as it was saved: {error}") from error
+        raise FolderError(f"{str(folder)!r} is not as it was saved: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise FolderMismatchError(
+        raise FolderError(
             f"{str(folder)!r}: {RECIPE} or {REPORT} was altered ({type(error).__name__}: {error})"
         ) from error
     return report

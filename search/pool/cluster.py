@@ -21,9 +21,6 @@ from prunevolve.configs.schema import Ray
 from prunevolve.search.pool import guard
 
 LOCAL = "local"
-FOLDERS = Path("/tmp")
-"""Where local Rays have their folders, `prunevolve-PROCESS-...`; sockets' paths must be short."""
-
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or it replaces 127.0.0.1 by an outer address
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,8 +39,7 @@ _CONNECT_SECONDS, _END_SECONDS = 5.0, 5.0
 def connected(config: Ray) -> Iterator[str]:
     """Start or join Ray, and yield its address; end or leave it afterwards.
 
-    Raises:
-        ValueError: If there is no cluster, it does not answer or refuses the token; one line.
+    Raises ValueError, in one line, if there is no cluster, or it does not let this process in.
     """
     if config.address != LOCAL:
         head = _find_cluster(config.address)
@@ -54,8 +50,9 @@ def connected(config: Ray) -> Iterator[str]:
         with _environment(settings), _joined(head, address=head):
             yield head
         return
-    # It listens only on loopback, with its own token, in a private folder.
-    folder = Path(tempfile.mkdtemp(prefix=f"prunevolve-{os.getpid()}-", dir=FOLDERS))
+    # A local Ray listens only on loopback, with its own token, in a private folder.
+    # Its sockets' paths must be short.
+    folder = Path(tempfile.mkdtemp(prefix=f"prunevolve-{os.getpid()}-", dir="/tmp"))
     sweeper = guard.start_sweeper(folder)
     options = {
         "num_cpus": max(os.cpu_count() or 1, config.cpus_per_worker * (config.workers or 1)),
@@ -103,8 +100,7 @@ def _joined(head: str, **options: object) -> Iterator[None]:
 
     if ray.is_initialized():
         raise ValueError("this process is connected to Ray already: call ray.shutdown() first")
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     guard.tell("joins")
     with tempfile.TemporaryFile() as log:
         try:
@@ -116,7 +112,7 @@ def _joined(head: str, **options: object) -> Iterator[None]:
             log.seek(0)
             raise ValueError(_refusal(head, f"{log.read().decode()}\n{error}")) from error
     if threading.current_thread() is threading.main_thread():
-        for number, handler in zip(numbers, handlers, strict=True):
+        for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray has set its own
     try:
         yield
@@ -164,23 +160,20 @@ def last_line(said: str) -> str:
 def _find_cluster(address: str) -> str:
     """Return a cluster's host:port; raise ValueError if nothing listens there.
 
-    Ray would take two minutes to find that nothing does, and for `auto` would also join another
-    search's Ray on this machine.
-
-    Args:
-        address: host:port, or `auto`: RAY_ADDRESS, or the file of the last `ray start` here.
+    `auto` is RAY_ADDRESS, or what the last `ray start` here wrote down. Ray would take two minutes
+    to find that nothing listens, and for `auto` would also join another search's Ray here.
     """
-    found = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
-    if found == "auto":
+    head = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if head == "auto":
         folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
         file = Path(folder, "ray", "ray_current_cluster")
-        found = file.read_text(encoding="utf-8").strip() if file.is_file() else "any known address"
-    host, _, port = found.rpartition(":")
+        head = file.read_text(encoding="utf-8").strip() if file.is_file() else "any known address"
+    host, _, port = head.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except (OSError, OverflowError, ValueError) as error:
         raise ValueError(
-            f"no Ray cluster answers at {found} (ray.address {address!r}): start one with "
+            f"no Ray cluster answers at {head} (ray.address {address!r}): start one with "
             "`ray start --head`, which prints its host:port, or set ray.address=local"
         ) from error
-    return found
+    return head

@@ -29,25 +29,15 @@ from prunevolve.search.records import Timing
 from prunevolve.search.resident import Weights
 
 _LOOK_SECONDS = 1.0
-
-_MOST_FAILED = 5
-"""Looks in a row that fail if Ray is lost; a single one may."""
-
-
-class RayWorker(Worker):
-    """A `Worker` that is an actor, in a process of its own.
-
-    Args:
-        code: Digest of the driver's source.
-        given: References to the experiment, and to the models if they are sent.
-    """
-
-    def __init__(self, code: str, given: Sequence[ray.ObjectRef]) -> None:
-        send_tensors_as_arrays()
-        super().__init__(partial(_load, code, given), ray.get)
+_MOST_FAILED = 5  # looks in a row that fail if Ray is lost; a single one may
 
 
 def _load(code: str, given: Sequence[ray.ObjectRef]) -> Evaluator:
+    """Return a worker's evaluator, if its code is the driver's.
+
+    What is given refers to the experiment, and to the models if they are sent.
+    """
+    send_tensors_as_arrays()
     if code != code_digest():
         raise ValueError(
             f"a worker runs different code from the driver ({ROOT / 'search'}): install the "
@@ -58,15 +48,9 @@ def _load(code: str, given: Sequence[ray.ObjectRef]) -> Evaluator:
 
 
 class RayBackend:
-    """Workers that are Ray's actors: one per GPU, or several that divide the cores.
+    """Workers that are Ray's actors: one per GPU, or several that divide the cores."""
 
-    Args:
-        head: The address of Ray.
-        experiment: What workers are built from.
-        actor: The class of the workers.
-    """
-
-    def __init__(self, head: str, experiment: Experiment, actor: type = RayWorker) -> None:
+    def __init__(self, head: str, experiment: Experiment, actor: type = Worker) -> None:
         config = experiment.config.ray
         send_tensors_as_arrays()
         self._head, self._config, self._experiment = head, config, experiment
@@ -88,7 +72,8 @@ class RayBackend:
             sends = self._config.address == LOCAL and not self._config.gpus_per_worker
             models = [_sent(subject) for subject in self._experiment.subjects] if sends else []
             given = [ray.put(self._experiment), *models]
-            self._new_actor = partial(self._new_actor, code_digest(), given)
+            load = partial(_load, code_digest(), given)
+            self._new_actor = partial(self._new_actor, load, ray.get)
         except BaseException:
             self._closing.set()
             raise
@@ -109,29 +94,26 @@ class RayBackend:
         return self._started
 
     def stop(self, worker: int) -> None:
-        """Kill a worker's process."""
         if actor := self._actors.pop(worker, None):
             ray.kill(actor, no_restart=True)
 
     def give(self, worker: int, job: Job, shared: Shared) -> None:
-        """Send a job to a worker."""
         future = self._actors[worker].do.remote(job, shared).future()
         # In a thread of Ray's.
         future.add_done_callback(lambda done: self._events.put(_event(worker, done)))
 
     def events(self, seconds: float) -> Sequence[Event]:
         """Return the events that arrived, waiting at most this long; PoolError if Ray is lost."""
-        found = []
+        events = []
         with suppress(Empty):
-            found.append(self._events.get(timeout=seconds))
+            events.append(self._events.get(timeout=seconds))
             while True:
-                found.append(self._events.get_nowait())
+                events.append(self._events.get_nowait())
         if self._trouble:
             raise PoolError(f"Ray ({self._head}) failed: {self._trouble}")
-        return found
+        return events
 
     def share(self, value: object) -> object:
-        """Put a value into the object store."""
         return ray.put(value)
 
     def _look(self) -> None:

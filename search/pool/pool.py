@@ -31,10 +31,7 @@ MOST_SUSPECTS = 5
 so many exceptions have a baseline evaluated."""
 
 _BASELINE = Candidate(-1, named_metric("wanda"))
-
-_BACKWARD = 6
-"""The cost of collecting statistics per token, in forward passes: an upper bound."""
-
+_BACKWARD = 6  # most that collecting statistics costs per token, in forward passes
 _STEP_SECONDS = 0.5
 
 

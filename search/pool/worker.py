@@ -119,7 +119,7 @@ Event: TypeAlias = tuple[int, object, Timing]
 
 
 class Worker:
-    """What a worker's process holds: an evaluator that does jobs.
+    """What a worker's process holds, on Ray as an actor: an evaluator that does jobs.
 
     Args:
         build: Loads the evaluator.

@@ -14,21 +14,14 @@ from prunevolve.configs.schema import Ray
 from prunevolve.search.pool.worker import Event, Fault, Job, Loaded, Shared
 from prunevolve.search.records import Timing
 
+# How often a job may meet a fault of a worker, by kind.
 MOST = {"lost": 8, "no memory on node": 5, "out of memory": 3, "timeout": 3}
-"""How often a job may meet a fault of a worker, by kind."""
-
-MOST_STARTS = 3
-"""Workers that may fail to start in a row while there is no other worker."""
-
-GRACE, FACTOR = 20.0, 10.0
-"""A job is given GRACE seconds plus FACTOR times its expected duration."""
-
+MOST_STARTS = 3  # workers that may fail to start in a row while there is no other worker
+GRACE, FACTOR = 20.0, 10.0  # a job is given GRACE seconds plus FACTOR times its expected duration
+# Most seconds before the next start, which double with each worker that fails to start; also the
+# seconds after a worker was killed because its node lacked memory.
 _LONGEST_BREAK = 60.0
-"""The upper limit of the seconds before the next start, which double with each worker that fails to
-start; also the seconds after a worker was killed because its node lacked memory."""
-
-_LONGEST_TICK = 5.0
-"""Seconds that one turn counts at most: no timeout because this process was suspended."""
+_LONGEST_TICK = 5.0  # most seconds that one turn counts: this process may have been suspended
 
 
 class PoolError(Resumable):

@@ -36,7 +36,9 @@ def opened(monkeypatch, guarded):
     @contextmanager
     def opened(nodes, load=lambda subject: None):
         here = SimpleNamespace(get_node_id=lambda: "here")
-        fake = SimpleNamespace(nodes=nodes, get_runtime_context=lambda: here, put=lambda value: 0)
+        fake = SimpleNamespace(
+            nodes=nodes, get_runtime_context=lambda: here, put=lambda value: 0, get=None
+        )
         fake.util = SimpleNamespace(register_serializer=lambda kind, **how: None)
         fake.remote = lambda **resources: lambda actor: SimpleNamespace(remote=actor)
         monkeypatch.setattr(on_ray, "ray", fake)
