@@ -210,8 +210,8 @@ def _run(
         if not (folder.path / "config.yaml").exists():
             folder.write_text("config.yaml", config)
         say(f"run folder {folder.path}")
-        known, keep = folder.losses(), folder.keep_losses
-        pool = Pool(backend, experiment, console, known=known, keep=keep)
+        measured, keep = folder.losses(), folder.keep_losses
+        pool = Pool(backend, experiment, console, measured=measured, keep=keep)
         marks = prepare(folder, experiment, pool, console)
         folder.write_text("config.yaml", config)  # nothing will be refused any more
         lag, workers = experiment.config.search.lag, pool.workers.ready + pool.workers.starting

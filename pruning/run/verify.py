@@ -48,26 +48,23 @@ class LayerCount:
         return LayerCount(name, count(zero), weight.numel(), holds)
 
 
+@dataclass(eq=False)
 class Inspector:
     """Looks into a pruned model's shards, each once: as they are written, or all at the end.
 
-    Its methods raise ValueError for what is torn, missing, not finite or too dense. `names` are the
-    prunable layers, in order; `shares`, the fraction of each that goes where it is not the
-    target's, may be filled in later.
+    Its methods raise ValueError for what is torn, missing, not finite or too dense.
     """
 
-    def __init__(
-        self,
-        config: PretrainedConfig,
-        names: Sequence[str],
-        target: Target,
-        shares: Mapping[str, float],
-    ) -> None:
-        self._names, self._target, self._shares = names, target, shares
+    config: PretrainedConfig
+    names: Sequence[str]  # of the prunable layers, in order
+    target: Target
+    shares: Mapping[str, float]  # what goes of each if not the target's; may be filled in later
+
+    def __post_init__(self) -> None:
         self._layers = {
             published: name
-            for name in names
-            for published in published_names(config, f"{name}.weight")
+            for name in self.names
+            for published in published_names(self.config, f"{name}.weight")
         }
         self.sums: dict[str, str] = {}  # sha256 of the shards by name
         self._counts: dict[str, LayerCount] = {}
@@ -86,8 +83,8 @@ class Inspector:
             if not is_finite(weight):
                 raise ValueError(f"tensor {published} has a value that is not finite")
             if name := self._layers.get(published):
-                share = self._shares.get(name)
-                self._counts[name] = LayerCount.of(name, weight, self._target, share)
+                share = self.shares.get(name)
+                self._counts[name] = LayerCount.of(name, weight, self.target, share)
 
     def look_at_all(self, folder: Path, stage: str = "", on_progress: Progress = unwatched) -> None:
         """Look at the shards of a folder that were not looked at yet."""
@@ -96,17 +93,17 @@ class Inspector:
         with ThreadPoolExecutor(2) as pool:
             for done, _ in enumerate(pool.map(self.look, left), 1):
                 on_progress(stage, done, len(left))
-        if lost := [name for name in self._names if name not in self._counts]:
+        if lost := [name for name in self.names if name not in self._counts]:
             raise ValueError(f"layer {lost[0]} has no weight")
 
     @property
     def layers(self) -> list[LayerCount]:
         """What is in the layers, in order; all shards must have been looked at."""
-        return [self._counts[name] for name in self._names]
+        return [self._counts[name] for name in self.names]
 
     def check_promise(self) -> None:
         """Refuse weights with fewer zeros than asked for: dense models get saved by mistake."""
-        target, layers = self._target, self.layers
+        target, layers = self.target, self.layers
         promise = target.pattern_text
         if target.group_name:
             promise = f"{target.sparsity:g} per {target.group_name}"

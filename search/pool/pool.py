@@ -11,6 +11,8 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import cast
 
@@ -43,28 +45,20 @@ class CallError(RuntimeError):
         self.trace = trace  # in the worker
 
 
+@dataclass(eq=False)
 class Pool:
-    """Workers that hold the models of a search and evaluate its candidates.
+    """Workers that hold the models of a search and evaluate its candidates."""
 
-    Args:
-        clock: Seconds since any fixed time.
-        known: Losses that were measured before, which are not measured again.
-        keep: Called with any others as soon as they are measured.
-    """
+    backend: Backend
+    experiment: Experiment
+    console: Console
+    clock: Callable[[], float] = time.monotonic
+    # Losses that are not measured again; what is called with others as soon as they are.
+    measured: dict[Wanted, Losses] = field(default_factory=dict)
+    keep: Callable[[Wanted, Losses], object] = lambda wanted, losses: None
 
-    scale: Scale  # what candidates are measured on, from `use_scale` on
-
-    def __init__(
-        self,
-        backend: Backend,
-        experiment: Experiment,
-        console: Console,
-        clock: Callable[[], float] = time.monotonic,
-        known: Mapping[Wanted, Losses] | None = None,
-        keep: Callable[[Wanted, Losses], object] = lambda wanted, losses: None,
-    ) -> None:
-        self._backend, self._experiment, self._console = backend, experiment, console
-        self._losses, self._keep = dict(known or {}), keep
+    def __post_init__(self) -> None:
+        self.scale: Scale  # what candidates are measured on, from `use_scale` on
         self._numbers = count()
         self._waiting: list[Job] = []
         self._suspects: list[Job] = []
@@ -72,13 +66,9 @@ class Pool:
         self._in_a_row = 0
         self._is_judged = False  # whether a baseline waits or is being evaluated
         self._decided: deque[Job] = deque()  # candidates whose outcomes nobody has taken yet
-        self.workers = Workers(
-            backend,
-            self._next,
-            experiment.config.ray,
-            clock,
-            say=lambda line: console.print(line, soft_wrap=True),
-        )
+        say = partial(self.console.print, soft_wrap=True)
+        settings = self.experiment.config.ray
+        self.workers = Workers(self.backend, self._next, settings, self.clock, say)
 
     def start(self) -> None:
         """Wait for the first worker; raise PoolError if none comes or functions."""
@@ -103,16 +93,16 @@ class Pool:
         """
         total = len(set(wanted))
         for arguments in dict.fromkeys(wanted):
-            if arguments not in self._losses:
+            if arguments not in self.measured:
                 task, role, _ = arguments
-                cost = self._cost(self._experiment.subject_of[task], role)
+                cost = self._cost(self.experiment.subject_of[task], role)
                 self._insert(Job("losses", arguments, cost, next(self._numbers)))
-        with shown_progress(self._console) as show:
-            while missing := set(wanted) - self._losses.keys():
+        with shown_progress(self.console) as show:
+            while missing := set(wanted) - self.measured.keys():
                 show(stage, total - len(missing), total)
                 self._turn(_STEP_SECONDS)
             show(stage, total, total)
-        return self._losses
+        return self.measured
 
     def tensors(self, method: str, subject: int) -> dict[str, Tensor]:
         """Return what a method of `Evaluator` makes of a model; raises as `losses` does.
@@ -128,16 +118,16 @@ class Pool:
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Let all workers use a model's statistics from now on."""
-        self.workers.shared[subject] = self._backend.share(tensors)
+        self.workers.shared[subject] = self.backend.share(tensors)
 
     def use_scale(self, scale: Scale) -> None:
         """Let all workers measure candidates on this scale from now on."""
         self.scale = scale
-        self.workers.shared["scale"] = self._backend.share(scale)
+        self.workers.shared["scale"] = self.backend.share(scale)
 
     def _cost(self, subject: int, role: str) -> float:
         """Return how long a text takes, in times of all fitness texts on the dense models."""
-        subjects = self._experiment.subjects
+        subjects = self.experiment.subjects
         all_tokens = sum(each.tokens["fitness"].numel() for each in subjects)
         return subjects[subject].tokens[role].numel() / all_tokens
 
@@ -152,7 +142,7 @@ class Pool:
     # The queue
 
     def _evaluate(self, candidate: Candidate, number: int) -> None:
-        self._insert(Job("evaluate", (candidate,), float(len(self._experiment.tasks)), number))
+        self._insert(Job("evaluate", (candidate,), float(len(self.experiment.tasks)), number))
 
     def _insert(self, job: Job) -> None:
         """Let a job wait ahead of all that came later."""
@@ -204,8 +194,8 @@ class Pool:
                 self._insert(self._suspects.pop())
         elif job.method == "losses":
             wanted, losses = cast("Wanted", job.arguments), cast("Losses", result)
-            self._losses[wanted] = losses
-            self._keep(wanted, losses)
+            self.measured[wanted] = losses
+            self.keep(wanted, losses)
 
     def _judge(self) -> None:
         """Let a baseline be evaluated, unless one is: it shows who is to blame."""

@@ -118,20 +118,14 @@ Event: TypeAlias = tuple[int, object, Timing]
 """A worker's number, the result of its job or a `Fault`, and the timing."""
 
 
+@dataclass(eq=False)
 class Worker:
-    """What a worker's process holds, on Ray as an actor: an evaluator that does jobs.
+    """What a worker's process holds, on Ray as an actor: an evaluator that does jobs."""
 
-    Args:
-        build: Loads the evaluator.
-        fetch: Returns the value for what stands in `Shared`.
-    """
+    build: Callable[[], Evaluator]
+    fetch: Callable[[object], object] = lambda value: value  # for what stands in `Shared`
 
-    def __init__(
-        self,
-        build: Callable[[], Evaluator],
-        fetch: Callable[[object], object] = lambda value: value,
-    ) -> None:
-        self._build, self._fetch = build, fetch
+    def __post_init__(self) -> None:
         self._evaluator: Evaluator | None = None
         self._has: set[int | str] = set()
 
@@ -150,11 +144,11 @@ class Worker:
         if job.method == "place":
             return None
         if job.method == "load":
-            self._evaluator = self._build()
+            self._evaluator = self.build()
         evaluator = self._evaluator
         assert evaluator
         for key in shared.keys() - self._has:
-            value = self._fetch(shared[key])
+            value = self.fetch(shared[key])
             if isinstance(key, int):
                 evaluator.residents[key].use_statistics(cast("dict[str, Tensor]", value))
             else:

@@ -59,26 +59,18 @@ class _State:
     ready: bool = False  # whether it holds its models
 
 
+@dataclass(eq=False)
 class Workers:
-    """All workers with what each does, and the faults so far.
+    """All workers with what each does, and the faults so far."""
 
-    Args:
-        next_job: Returns the next job that waits, if there is one.
-        clock: Seconds since any fixed time.
-        say: Called with a line to show to the user.
-    """
+    backend: Backend
+    next_job: Callable[[], Job | None]  # returns the next job that waits, if there is one
+    settings: Ray
+    clock: Callable[[], float]  # returns seconds since any fixed time
+    say: Callable[[str], object]  # shows a line to the user
 
-    def __init__(
-        self,
-        backend: Backend,
-        next_job: Callable[[], Job | None],
-        settings: Ray,
-        clock: Callable[[], float],
-        say: Callable[[str], object],
-    ) -> None:
-        self._backend, self._next_job, self._settings = backend, next_job, settings
-        self._clock, self._say = clock, say
-        self._last_clock, self._now = clock(), 0.0
+    def __post_init__(self) -> None:
+        self._last_clock, self._now = self.clock(), 0.0
         self._workers: dict[int, _State] = {}
         self._failed_starts: list[str] = []
         self._next_start = self._alone_since = self._longest = 0.0
@@ -111,7 +103,7 @@ class Workers:
         self._tick()
         self._start()
         self.assign()
-        events = self._backend.events(seconds)
+        events = self.backend.events(seconds)
         self._tick()
         for number, result, timing in events:
             if worker := self._workers.get(number):  # it may have been stopped meanwhile
@@ -126,32 +118,32 @@ class Workers:
     def assign(self) -> None:
         """Give idle workers the jobs that wait."""
         for number, worker in self._workers.items():
-            if not worker.job and (job := self._next_job()):
+            if not worker.job and (job := self.next_job()):
                 worker.job = job
                 expected = max(self._longest, job.cost * (self.loaded or Loaded()).seconds)
                 allowed = (GRACE + FACTOR * expected) * 2 ** job.faults["timeout"]
                 worker.due = self._now + allowed
-                self._backend.give(number, job, dict(self.shared))
+                self.backend.give(number, job, dict(self.shared))
 
     def _tick(self) -> None:
-        clock = self._clock()
+        clock = self.clock()
         self._now += min(clock - self._last_clock, _LONGEST_TICK)
         self._last_clock = clock
 
     def _start(self) -> None:
         """Start the workers that are wanted; those for whom there is no room yet wait."""
-        most = self._settings.workers
-        most = self._backend.room() if most is None else max(1, most)
+        most = self.settings.workers
+        most = self.backend.room() if most is None else max(1, most)
         waiting = [number for number, worker in self._workers.items() if worker.due is None]
         for number in waiting[: max(0, len(self._workers) - most)]:  # a node is gone
-            self._backend.stop(number)
+            self.backend.stop(number)
             del self._workers[number]
         if self._now < self._next_start or self._is_refused:
             return
         for _ in range(most - len(self._workers)):
-            number = self._backend.start()
+            number = self.backend.start()
             self._workers[number] = _State()
-            self._backend.give(number, Job("place"), {})
+            self.backend.give(number, Job("place"), {})
 
     def _check(self) -> None:
         """Raise PoolError if there are no workers, and none may still come."""
@@ -167,8 +159,8 @@ class Workers:
         failed = sum(kind not in ("lost", "no memory on node") for kind in self._failed_starts)
         if failed >= MOST_STARTS:
             raise PoolError(f"no worker could be started, {failed} times{why}")
-        if self._now - self._alone_since > self._settings.wait_seconds:
-            limit = f"{self._settings.wait_seconds:g} s (ray.wait_seconds)"
+        if self._now - self._alone_since > self.settings.wait_seconds:
+            limit = f"{self.settings.wait_seconds:g} s (ray.wait_seconds)"
             raise PoolError(f"no worker for {limit}{why}")
 
     @property
@@ -192,8 +184,8 @@ class Workers:
                 self._longest = max(self._longest, timing.get("seconds", 0.0))
             yield job, result
         elif not isinstance(result, Loaded):  # there is room for it
-            worker.job, worker.due = Job("load"), self._now + self._settings.start_seconds
-            self._backend.give(number, worker.job, dict(self.shared))
+            worker.job, worker.due = Job("load"), self._now + self.settings.start_seconds
+            self.backend.give(number, worker.job, dict(self.shared))
         elif self.loaded and result.digests != self.loaded.digests:
             reason = f"its models are not the run's: {result.digests}"
             yield from self._stop(number, Fault("refused", reason))
@@ -204,7 +196,7 @@ class Workers:
 
     def _stop(self, number: int, fault: Fault) -> Iterator[tuple[Job, Fault]]:
         """Stop a worker, or forget one that has ended; yield its job, if it had one."""
-        self._backend.stop(number)
+        self.backend.stop(number)
         worker = self._workers.pop(number)
         self.faults[fault.kind] += 1
         lacks_memory = fault.kind == "no memory on node" and self._workers
@@ -216,7 +208,7 @@ class Workers:
             pause = min(_LONGEST_BREAK, 2.0 ** len(self._failed_starts))
         self._next_start = max(self._next_start, self._now + pause)
         if fault.line != self.trouble:  # news
-            self._say(f"a worker ended: {fault.line}")
+            self.say(f"a worker ended: {fault.line}")
         self.trouble = fault.line
         if worker.ready and worker.job:
             yield worker.job, fault
