@@ -104,11 +104,9 @@ class Sleepers(InProcess):
         self._asleep: list[tuple[float, int, Candidate]] = []
         self.spans: list[tuple[float, float]] = []
 
-    def start(self) -> int:
+    def start(self, worker: int) -> None:
         """Start a worker; all are one evaluator."""
         self._worker = self._worker or Worker(partial(Evaluator, self._experiment))
-        self._number += 1
-        return self._number
 
     def give(self, worker: int, job: Job, shared: Shared) -> None:
         """Note when an evaluation will end; do anything else at once, and load only once."""

@@ -115,10 +115,9 @@ def interruptible(guarded: bool = False) -> Iterator[None]:
 
 
 def check_interrupt() -> None:
-    """Raise KeyboardInterrupt if a signal came whose KeyboardInterrupt was lost.
+    """Raise KeyboardInterrupt if a signal's was lost: Python drops what a callback raises.
 
-    Python prints and drops an exception that is raised inside a callback: `__del__`, or what an
-    import calls when a module's lock goes.
+    One is `__del__`, another what an import calls when a module's lock goes.
     """
     if _signals:
         raise KeyboardInterrupt
@@ -150,10 +149,9 @@ def _missing(error: BaseException | None) -> str:
 
 
 def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) -> typer.Typer:
-    """Return the Typer application of one command.
+    """Return the Typer application of a command whose mistakes and interrupts end in one line.
 
-    A mistake or an interrupt that the command raises ends in one line. The help lists examples and
-    exit codes below the options.
+    The help lists examples and exit codes below the options.
     """
 
     @wraps(command)
@@ -184,8 +182,7 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
 def run_to_end(app: typer.Typer, guarded: bool = False) -> NoReturn:
     """Run a script's application, whose command returns what `--json` prints, and exit.
 
-    A mistake in the options is reported in one line; a reader that is gone is as an interrupt. See
-    `interruptible` for `guarded`.
+    A reader that is gone is as an interrupt. See `interruptible` for `guarded`.
     """
     as_json = "--json" in sys.argv[1:]  # also if the rest cannot be parsed
     for name, value in _ENVIRONMENT.items():

@@ -148,7 +148,7 @@ def _ready(config: Config, console: Console) -> Experiment:
 def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
     """Open the workers' place that the config asks for; close it at the end, whatever happens.
 
-    Raises ValueError if no such cluster lets us in, PoolError if it is lost.
+    Raises ValueError if no such cluster lets us in, Resumable if it is lost.
     """
     ray = experiment.config.ray
     with ExitStack() as stack:

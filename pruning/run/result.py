@@ -40,14 +40,12 @@ SETTINGS = "statistics.json"
 
 
 class Run(BaseModel):
-    """What was asked, what the result depends on, and what was found out so far.
-
-    None stands for a number that is not finite.
-    """
+    """What was asked, what the result depends on, and what was found out so far."""
 
     options: JsonObject
     identity: JsonObject
-    losses: dict[str, list[float | None]] = {}  # of evaluation windows, `dense` and `pruned`
+    # Of evaluation windows, `dense` and `pruned`; None if not finite.
+    losses: dict[str, list[float | None]] = {}
     shares: dict[str, float] = {}  # what goes of each layer by its allocation
     training: dict[str, JsonObject] = {}  # errors of trained blocks
     damping: dict[str, int] = {}  # how many times that of a layer's Gram matrix grew

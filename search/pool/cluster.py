@@ -47,7 +47,7 @@ def connected(config: Ray) -> Iterator[str]:
         token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
         if config.address == "auto" and ("RAY_AUTH_TOKEN" in os.environ or token.exists()):
             settings.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does
-        with _environment(settings), _joined(head, address=head):
+        with _environment(settings), _joined(head):
             yield head
         return
     # A local Ray listens only on loopback, with its own token, in a private folder.
@@ -64,7 +64,7 @@ def connected(config: Ray) -> Iterator[str]:
     try:
         with (
             _environment(_LOCAL_SETTINGS | kept | SETTINGS | _own_token()),
-            _joined(LOCAL, address=LOCAL, **options),
+            _joined(LOCAL, **options),
         ):
             yield LOCAL
     finally:
@@ -94,7 +94,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _joined(head: str, **options: object) -> Iterator[None]:
+def _joined(address: str, **options: object) -> Iterator[None]:
     """Connect this process to Ray, and disconnect it afterwards even if Ray hangs."""
     import ray
 
@@ -105,12 +105,12 @@ def _joined(head: str, **options: object) -> Iterator[None]:
     with tempfile.TemporaryFile() as log:
         try:
             with _standard_error_to(log.fileno()):
-                ray.init(log_to_driver=False, logging_level="critical", **options)
+                ray.init(address, log_to_driver=False, logging_level="critical", **options)
         except SystemExit as error:  # of Ray's own handler of SIGTERM, while it starts
             raise KeyboardInterrupt from error
         except Exception as error:
             log.seek(0)
-            raise ValueError(_refusal(head, f"{log.read().decode()}\n{error}")) from error
+            raise ValueError(_refusal(address, f"{log.read().decode()}\n{error}")) from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray has set its own

@@ -18,13 +18,13 @@ import ray
 import torch
 from torch import Tensor
 
+from prunevolve.command_line import Resumable
 from prunevolve.pruning.models import load_model
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment, Subject
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import LOCAL, last_line
 from prunevolve.search.pool.worker import ROOT, Event, Fault, Job, Shared, Worker, code_digest
-from prunevolve.search.pool.workers import PoolError
 from prunevolve.search.records import Timing
 from prunevolve.search.resident import Weights
 
@@ -58,7 +58,6 @@ class RayBackend:
         resources = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
         self._new_actor = ray.remote(**resources)(actor).remote
         self._actors: dict[int, ray.actor.ActorHandle] = {}
-        self._started = 0
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._trouble = ""
         self._closing = threading.Event()
@@ -87,11 +86,9 @@ class RayBackend:
         cpus, gpus = self._config.cpus_per_worker, self._config.gpus_per_worker
         return sum(workers_on(resources, cpus, gpus) for resources in self._nodes)
 
-    def start(self) -> int:
+    def start(self, worker: int) -> None:
         """Ask for an actor; until there is room it waits, and is the autoscaler's demand."""
-        self._started += 1
-        self._actors[self._started] = self._new_actor()
-        return self._started
+        self._actors[worker] = self._new_actor()
 
     def stop(self, worker: int) -> None:
         if actor := self._actors.pop(worker, None):
@@ -103,14 +100,14 @@ class RayBackend:
         future.add_done_callback(lambda done: self._events.put(_event(worker, done)))
 
     def events(self, seconds: float) -> Sequence[Event]:
-        """Return the events that arrived, waiting at most this long; PoolError if Ray is lost."""
+        """Return the events that arrived, waiting at most this long; Resumable if Ray is lost."""
         events = []
         with suppress(Empty):
             events.append(self._events.get(timeout=seconds))
             while True:
                 events.append(self._events.get_nowait())
         if self._trouble:
-            raise PoolError(f"Ray ({self._head}) failed: {self._trouble}")
+            raise Resumable(f"Ray ({self._head}) failed: {self._trouble}")
         return events
 
     def share(self, value: object) -> object:

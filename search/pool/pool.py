@@ -19,12 +19,12 @@ from typing import cast
 from rich.console import Console
 from torch import Tensor
 
-from prunevolve.command_line import check_interrupt
+from prunevolve.command_line import Resumable, check_interrupt
 from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.progress import shown_progress
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.worker import Fault, Job
-from prunevolve.search.pool.workers import MOST, Backend, PoolError, Workers
+from prunevolve.search.pool.workers import MOST, Backend, Workers
 from prunevolve.search.records import Candidate, Losses, Outcome, Wanted
 from prunevolve.search.scale import Scale
 
@@ -71,7 +71,7 @@ class Pool:
         self.workers = Workers(self.backend, self._next, settings, self.clock, say)
 
     def start(self) -> None:
-        """Wait for the first worker; raise PoolError if none comes or functions."""
+        """Wait for the first worker; raise Resumable if none comes or functions."""
         while not self.workers.loaded:
             self._turn(_STEP_SECONDS)
 
@@ -89,7 +89,7 @@ class Pool:
         """Return all losses so far, once they have what is wanted; `stage` names the progress.
 
         Raises ValueError, in one line, if a value is wrong, CallError if a job failed for another
-        reason of its own, and PoolError as `start`.
+        reason of its own, and Resumable as `start`.
         """
         total = len(set(wanted))
         for arguments in dict.fromkeys(wanted):
@@ -164,13 +164,13 @@ class Pool:
             self._in_a_row += 1
             if self._in_a_row >= MOST_SUSPECTS:
                 row = f"{MOST_SUSPECTS} candidates in a row, the last of them"
-                raise PoolError(f"no worker functions: {row}: {job.reason(fault)}")
+                raise Resumable(f"no worker functions: {row}: {job.reason(fault)}")
             self._judge()
             self._suspects.append(job)
         elif job.is_candidate:
             self._fail(job, fault)
         else:
-            raise PoolError(f"no worker functions: {job.reason(fault)}")
+            raise Resumable(f"no worker functions: {job.reason(fault)}")
 
     def _answer(self, job: Job, result: object) -> None:
         """Take a worker's answer to a job, a value or a fault of the job's own."""
@@ -210,7 +210,7 @@ class Pool:
             self._decided.append(job)
             return
         if job.method == "evaluate":
-            raise PoolError(f"no worker functions: a baseline fails, too: {fault.line}")
+            raise Resumable(f"no worker functions: a baseline fails, too: {fault.line}")
         failed = f"a worker failed in {job.method}"
         if fault.kind == "refused":
             raise ValueError(f"{failed}: {fault.reason}")

@@ -168,17 +168,14 @@ class InProcess:
 
     def __init__(self, experiment: Experiment) -> None:
         self._build = partial(Evaluator, experiment)
-        self._number = 0
         self._worker: Worker | None = None
         self._given: tuple[Job, Shared] | None = None
 
     def room(self) -> int:
         return 1
 
-    def start(self) -> int:
-        self._number += 1
-        self._worker = Worker(self._build)
-        return self._number
+    def start(self, worker: int) -> None:
+        self._number, self._worker = worker, Worker(self._build)
 
     def stop(self, worker: int) -> None:
         self._worker = self._given = None

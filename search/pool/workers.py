@@ -24,18 +24,14 @@ _LONGEST_BREAK = 60.0
 _LONGEST_TICK = 5.0  # most seconds that one turn counts: this process may have been suspended
 
 
-class PoolError(Resumable):
-    """The workers are gone or unusable; the run can be resumed once they are back."""
-
-
 class Backend(Protocol):
-    """Workers somewhere, each identified by a number that is never reused."""
+    """Workers somewhere, by numbers that are never reused."""
 
     def room(self) -> int:
         """Return how many workers there can be now."""
 
-    def start(self) -> int:
-        """Begin to start a worker; return its number."""
+    def start(self, worker: int) -> None:
+        """Begin to start a worker."""
 
     def stop(self, worker: int) -> None:
         """End a worker at once, whatever it is doing; what it still sends is ignored."""
@@ -71,7 +67,8 @@ class Workers:
 
     def __post_init__(self) -> None:
         self._last_clock, self._now = self.clock(), 0.0
-        self._workers: dict[int, _State] = {}
+        self._workers: dict[int, _State] = {}  # by number
+        self._started = 0
         self._failed_starts: list[str] = []
         self._next_start = self._alone_since = self._longest = 0.0
         self.shared: dict[int | str, object] = {}
@@ -97,7 +94,7 @@ class Workers:
     def turn(self, seconds: float) -> Iterator[tuple[Job, object]]:
         """Let workers start, work, answer and stop, waiting at most this long for an answer.
 
-        Yields jobs with their results or faults. Raises PoolError if there is no worker and none
+        Yields jobs with their results or faults. Raises Resumable if there is no worker and none
         comes, or none can be started.
         """
         self._tick()
@@ -141,27 +138,28 @@ class Workers:
         if self._now < self._next_start or self._is_refused:
             return
         for _ in range(most - len(self._workers)):
-            number = self.backend.start()
-            self._workers[number] = _State()
-            self.backend.give(number, Job("place"), {})
+            self._started += 1
+            self._workers[self._started] = _State()
+            self.backend.start(self._started)
+            self.backend.give(self._started, Job("place"), {})
 
     def _check(self) -> None:
-        """Raise PoolError if there are no workers, and none may still come."""
+        """Raise Resumable if there are no workers, and none may still come."""
         if self.ready:
             self._alone_since = self._now
         if any(worker.due is not None for worker in self._workers.values()):
             return  # those that load have a deadline
         if self._is_refused:
-            raise PoolError(f"no worker could be started: {self.trouble}")
+            raise Resumable(f"no worker could be started: {self.trouble}")
         why = f"; the last fault: {self.trouble}" if self.trouble else ""
         if "memory" in self.trouble:
             why += ": set low_memory=true or fewer ray.workers"
         failed = sum(kind not in ("lost", "no memory on node") for kind in self._failed_starts)
         if failed >= MOST_STARTS:
-            raise PoolError(f"no worker could be started, {failed} times{why}")
+            raise Resumable(f"no worker could be started, {failed} times{why}")
         if self._now - self._alone_since > self.settings.wait_seconds:
             limit = f"{self.settings.wait_seconds:g} s (ray.wait_seconds)"
-            raise PoolError(f"no worker for {limit}{why}")
+            raise Resumable(f"no worker for {limit}{why}")
 
     @property
     def _is_refused(self) -> bool:

@@ -93,7 +93,7 @@ KILLED = f"error: the search was killed by SIGKILL; {WAY_ON}"
         (("group",), -9, "interrupted"),
         ((), 0, ""),
         # Whoever notices first: the driver, or Ray, which ends it.
-        (("raylet",), 3, "(PoolError: Ray .* is gone|error: Ray ended the search).*"),
+        (("raylet",), 3, "(Resumable: Ray .* is gone|error: Ray ended the search).*"),
         (("head",), 3, SILENT),
         (("head that hangs",), 3, SILENT),
     ],
