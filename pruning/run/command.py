@@ -41,8 +41,8 @@ def validate(job: Job) -> JsonObject:
     if hub_id(job.model.name):
         unchecked.append(f"weights of model {job.model.name}: on the hub: not checked")
     _warn(job.warnings)
-    print(*unchecked, *job.plan_lines, sep="\n")
-    print(f"valid: {job}; nothing was loaded or written")
+    valid = f"valid: {job}; nothing was loaded or written"
+    print(*unchecked, *job.plan_lines, valid, sep="\n")
     return {
         "options": job.request.deciding(),
         "plan": job.plan_lines,
@@ -163,9 +163,9 @@ def _carry_out(
         inspector.look(path)
         work.keep("sha256", inspector.sums)
 
-    def score(name: str, place: str) -> None:
+    def score(name: str, source: str) -> None:
         if tasks and name not in run.zero_shot:
-            live = load_model(place, model.dtype, model.device)
+            live = load_model(source, model.dtype, model.device)
             scores = zero_shot.evaluate_tasks(live, model.tokenizer, tasks)
             work.keep("zero_shot", {name: scores})
             progress(f"{name} zero-shot", 1, 1)

@@ -140,7 +140,7 @@ def calibration_texts(request: Request, seqlen: int) -> tuple[Text, ...]:
     samples, seed, bos = request.samples, request.seed, request.bos
     texts = [
         Text(corpus, split, samples, seqlen, seed, bos, request.by_document)
-        for corpus, split in _places("", request.corpus, request.split, request.share)
+        for corpus, split in _sources("", request.corpus, request.split, request.share)
     ]
     return share_windows(texts, request.share or [1.0] * len(texts))
 
@@ -151,11 +151,11 @@ def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Text, ...]:
     windows, most = (None, None) if asked == "all" else (asked, EVAL_WINDOWS)
     return tuple(
         Text(corpus, split, windows, seqlen, bos=bos, most=most)
-        for corpus, split in _places("eval-", request.eval_corpus, request.eval_split)
+        for corpus, split in _sources("eval-", request.eval_corpus, request.eval_split)
     )
 
 
-def _places(
+def _sources(
     prefix: str,
     corpora: Sequence[str] | None,
     splits: Sequence[str] | None,

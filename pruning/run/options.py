@@ -5,7 +5,7 @@ option is a new field. None of this imports torch, which takes seconds.
 """
 
 import difflib
-import inspect
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
@@ -207,7 +207,7 @@ def _read_yaml(path: Path, source: str, pattern: str | None) -> JsonObject:
     return content | (n_of_m if is_n_of_m else {})
 
 
-def parameters() -> list[inspect.Parameter]:
+def parameters() -> list[Parameter]:
     """Return the options as parameters of a Typer command, each None where it is not given."""
     listed = []
     for name, field in Request.model_fields.items():
@@ -222,6 +222,5 @@ def parameters() -> list[inspect.Parameter]:
         option = Annotated[
             kind | None, typer.Option(help=help, autocompletion=offer, metavar=shown)
         ]
-        parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-        listed.append(parameter.replace(annotation=option))
+        listed.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=option))
     return listed

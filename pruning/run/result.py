@@ -117,10 +117,10 @@ class WorkFolder:
             )
         self.keep("sha256", {})
 
-    def keep(self, kind: str, found: JsonObject) -> None:
-        """Add what was found out to that of its kind in `run.json`; any thread may do it."""
+    def keep(self, kind: str, values: JsonObject) -> None:
+        """Add values to those of their kind in `run.json`; any thread may do it."""
         with self._lock:
-            getattr(self.run, kind).update(finite(found))
+            getattr(self.run, kind).update(finite(values))
             write_json(self.path / RUN, self.run.model_dump())
 
     def forget_work(self) -> None:
@@ -296,14 +296,14 @@ def _released_gradients(path: Path, store: Store) -> Offload:
     try:
         if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(path):
             raise ValueError(f"it names {unsafe[0]}, and only tensors are read")
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"statistics file {str(path)!r} cannot be read: {error}") from error
     gradients = {}
     for number, block in enumerate(store.blocks):
         for layer in store.layers[block]:
             key = f"{layer.removeprefix(f'{block}.')}_layer_{number}"
-            gradient = found.get(key) if isinstance(found, dict) else None
+            gradient = content.get(key) if isinstance(content, dict) else None
             shape, got = (tuple(getattr(x, "shape", ())) for x in (store.dense(layer), gradient))
             if not isinstance(gradient, Tensor) or got != shape:
                 raise ValueError(

@@ -136,24 +136,24 @@ def _standard_error_to(file: int) -> Iterator[None]:
         os.close(kept)
 
 
-def _refusal(head: str, said: str) -> str:
+def _refusal(head: str, output: str) -> str:
     """Return in one line why Ray could not be started or joined."""
-    if re.search("AuthenticationError|[Aa]uthentication token", said):
+    if re.search("AuthenticationError|[Aa]uthentication token", output):
         return (
             f"the Ray cluster at {head} refuses this token: set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's"
         )
-    if "No node info found" in said:
+    if "No node info found" in output:
         return (
             f"the Ray cluster at {head} has no node on this machine: run the search on one of its "
             f"nodes, or make this one of them with `ray start --address={head}`"
         )
-    return f"Ray ({head}) failed: {last_line(said) or 'it gave no reason'}"
+    return f"Ray ({head}) failed: {last_line(output) or 'it gave no reason'}"
 
 
-def last_line(said: str) -> str:
+def last_line(output: str) -> str:
     """Return the last line that is not empty, shortened: in what Ray says it is the cause."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
 

@@ -95,9 +95,13 @@ class RayBackend:
             ray.kill(actor, no_restart=True)
 
     def give(self, worker: int, job: Job, shared: Shared) -> None:
-        future = self._actors[worker].do.remote(job, shared).future()
-        # In a thread of Ray's.
-        future.add_done_callback(lambda done: self._events.put(_event(worker, done)))
+        def answer(done: Future[tuple[object, Timing]]) -> None:  # in a thread of Ray's
+            try:
+                self._events.put((worker, *done.result()))
+            except ray.exceptions.RayError as error:
+                self._events.put((worker, _fault_of(error), {}))
+
+        self._actors[worker].do.remote(job, shared).future().add_done_callback(answer)
 
     def events(self, seconds: float) -> Sequence[Event]:
         """Return the events that arrived, waiting at most this long; Resumable if Ray is lost."""
@@ -130,13 +134,6 @@ class RayBackend:
                 if failed >= _MOST_FAILED:
                     self._trouble = last_line(str(error)) or type(error).__name__
             guard.tell("answers")
-
-
-def _event(worker: int, done: "Future[tuple[object, Timing]]") -> Event:
-    try:
-        return worker, *done.result()
-    except ray.exceptions.RayError as error:
-        return worker, _fault_of(error), {}
 
 
 def _fault_of(error: Exception) -> Fault:

@@ -53,20 +53,20 @@ class Fault:
 
     kind: FaultKind
     reason: str  # one line, the same wherever it happens
-    place: str = ""  # the line of our code where it happened, if the job itself failed
+    source: str = ""  # the line of our code where it happened, if the job itself failed
     trace: str = ""  # the traceback, if there is one
 
     @property
     def line(self) -> str:
-        """The reason, and the place if it is known."""
-        return f"{self.reason} at {self.place}" if self.place else self.reason
+        """The reason, and its source if there is one."""
+        return f"{self.reason} at {self.source}" if self.source else self.reason
 
 
 @dataclass(eq=False)
 class Job:
     """A method of an `Evaluator` with its arguments, or one of the two by which a worker starts.
 
-    `place` asks a worker to be there, `load` to hold its models.
+    `arrive` asks a worker to be there, `load` to hold its models.
     """
 
     method: str
@@ -141,7 +141,7 @@ class Worker:
         return result, {"seconds": round(seconds, 4), "peak_mib": round(peak, 1)}
 
     def _do(self, job: Job, shared: Shared) -> object:
-        if job.method == "place":
+        if job.method == "arrive":
             return None
         if job.method == "load":
             self._evaluator = self.build()
@@ -216,11 +216,11 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, RuntimeError) and any(word in message for word in _DEVICE_FAULTS):
         return Fault("out of memory", reason, "", trace)
     return Fault(
-        "refused" if isinstance(error, ValueError) else "error", reason, _place(error), trace
+        "refused" if isinstance(error, ValueError) else "error", reason, _source(error), trace
     )
 
 
-def _place(error: Exception) -> str:
+def _source(error: Exception) -> str:
     """Return the innermost line of our code in the traceback, as `search/evaluator.py:120`."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)

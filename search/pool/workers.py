@@ -50,7 +50,7 @@ class Backend(Protocol):
 class _State:
     """Where a worker is: it waits for room, loads, waits for a job or does one."""
 
-    job: Job | None = field(default_factory=lambda: Job("place"))  # what it does now
+    job: Job | None = field(default_factory=lambda: Job("arrive"))  # what it does now
     due: float | None = None  # when that must be done; None until there is room for the worker
     ready: bool = False  # whether it holds its models
 
@@ -141,7 +141,7 @@ class Workers:
             self._started += 1
             self._workers[self._started] = _State()
             self.backend.start(self._started)
-            self.backend.give(self._started, Job("place"), {})
+            self.backend.give(self._started, Job("arrive"), {})
 
     def _check(self) -> None:
         """Raise Resumable if there are no workers, and none may still come."""

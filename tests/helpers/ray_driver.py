@@ -47,7 +47,7 @@ def _drive():
 
 def _serve(backend):
     backend.start(1)
-    backend.give(1, Job("place"), {})
+    backend.give(1, Job("arrive"), {})
     while not (events := backend.events(0.2)):
         pass
     facts = {"driver": os.getpid(), "room": backend.room(), **events[0][1]}

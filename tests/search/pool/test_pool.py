@@ -49,7 +49,7 @@ class ScriptedBackend:
         self.started = worker
 
     def give(self, worker, job, shared):
-        if job.method == "place":
+        if job.method == "arrive":
             self.waiting.append(worker)
         elif job.method == "load":
             came = self.starts(worker)
