@@ -16,17 +16,7 @@ from prunevolve import command_line
 from prunevolve.evaluation.text import EMBEDDED
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.progress import on_stderr
-from prunevolve.pruning.run.options import (
-    MACHINE,
-    RECIPES,
-    WHY_FAST,
-    Measurement,
-    Request,
-    make,
-    over,
-    parameters,
-    read_recipe,
-)
+from prunevolve.pruning.run import options
 
 EXAMPLES = (
     f"{command_line.PRUNE} --model embedded --metric wanda --out pruned",
@@ -49,9 +39,9 @@ def prune_model(
     recipe: Annotated[
         str | None,
         Option(
-            help=f"{', '.join(RECIPES)}, a pruning_recipe.json to repeat, or a YAML file of "
-            "options; default fast without a metric. Options go over it.",
-            autocompletion=lambda: list(RECIPES),
+            help=f"{', '.join(options.RECIPES)}, a pruning_recipe.json to repeat, or a YAML file "
+            "of options; default fast without a metric. Options go over it.",
+            autocompletion=lambda: list(options.RECIPES),
         ),
     ] = None,
     resume: Annotated[
@@ -79,26 +69,28 @@ def prune_model(
         raise ValueError(f"unexpected argument {str(folder)!r}: options begin with --")
     if resume and not out:
         raise ValueError("--resume needs the unfinished folder: give --resume DIR")
-    goes = [name for name in Measurement.model_fields if name != "model"]
-    if evaluate and (recipe or resume or validate or not given.keys() <= {*goes}):
-        known = ", --".join(goes).replace("_", "-")
-        raise ValueError(f"--evaluate only measures: with it go --{known}")
-    # A mistake is told before torch is imported.
-    checked = _measuring(evaluate, given) if evaluate else make(Request, given, "options")
+    measuring = [name for name in options.Measurement.model_fields if name != "model"]
+    if evaluate and (recipe or resume or validate or not given.keys() <= {*measuring}):
+        names = ", --".join(measuring).replace("_", "-")
+        raise ValueError(f"--evaluate only measures: with it go --{names}")
+    # A mistake is refused before torch is imported.
+    request = _measurement(evaluate, given) if evaluate else _request(given)
     try:
         with on_stderr().status("loading torch and transformers"):
             from prunevolve.pruning.run import command
         if verify:
-            done = command.verify(verify)
+            answer = command.verify(verify)
         elif evaluate:
-            done = command.evaluate(checked)
+            answer = command.evaluate(request)
         else:
-            done = _prune(given, out, recipe, resume, validate)
-        return command_line.outcome(command_line.DONE, **done)
+            answer = _prune(given, out, recipe, resume, validate)
+        return command_line.outcome(command_line.DONE, **answer)
     except KeyboardInterrupt:
         return command_line.interrupted(f"interrupted; {_way_on(out)}")
     except (MemoryError, RuntimeError) as error:  # of an allocator, a device, CUDA
-        return command_line.failed(command_line.INTERRUPTED, f"{_cause(error)}, and {_way_on(out)}")
+        what = str(error).partition("\n")[0] or "out of memory"
+        why = f"{what}: free memory, or see to the device, and {_way_on(out)}"
+        return command_line.failed(command_line.INTERRUPTED, why)
 
 
 def _prune(
@@ -108,23 +100,24 @@ def _prune(
     from prunevolve.pruning.run import command, job, result
 
     if resume and not recipe and "model" not in given:
-        if given.keys() <= {*MACHINE} and (done := command.finished(Path(out))):
-            return done
-        wanted = over(given, result.Run.read(Path(out)).options)
+        if given.keys() <= {*options.MACHINE} and (answer := command.finished(Path(out))):
+            return answer
+        before = result.Run.read(Path(out)).options
     else:
-        wanted = over(given, read_recipe(recipe, given.get("pattern"))) if recipe else given
+        before = options.read_recipe(recipe, given.get("pattern")) if recipe else {}
+    wanted = options.over(given, before)
     if "metric" not in wanted:
-        wanted = read_recipe("fast", wanted.get("pattern")) | wanted
-        print(f"note: no --metric given: --recipe fast, {WHY_FAST}", file=sys.stderr)
-    made = job.make_job(make(Request, wanted | {"out": out}, "options"), resume)
+        wanted = options.read_recipe("fast", wanted.get("pattern")) | wanted
+        why = "never behind SparseGPT or Wanda where it was measured; --recipe best takes longer"
+        print(f"note: no --metric given: --recipe fast, {why}", file=sys.stderr)
+    planned = job.make_job(_request(wanted | {"out": out}), resume)
     if not out and not validate:
         raise ValueError("--out is required: name a new folder for the result")
-    return command.validate(made) if validate else command.apply(made)
+    return command.validate(planned) if validate else command.apply(planned)
 
 
-def _cause(error: Exception) -> str:
-    what = str(error).partition("\n")[0] or "out of memory"
-    return f"{what}: free memory, or see to the device"
+def _request(given: JsonObject) -> options.Request:
+    return options.make(options.Request, given, "options")
 
 
 def _way_on(out: str) -> str:
@@ -133,20 +126,21 @@ def _way_on(out: str) -> str:
     return "run the same command again"
 
 
-def _measuring(model: str, given: JsonObject) -> Measurement:
+def _measurement(model: str, given: JsonObject) -> options.Measurement:
     """Return the request of --evaluate: windows and dtype are those of a pruned model's recipe."""
     if (recipe := Path(model) / "pruning_recipe.json").is_file():
-        saved = read_recipe(str(recipe), None)
+        saved = options.read_recipe(str(recipe), None)
         taken = ("seqlen", "bos", "eval_corpus", "eval_split", "eval_windows", "dtype")
-        given = over(given, {name: saved[name] for name in taken if name in saved})
+        given = options.over(given, {name: saved[name] for name in taken if name in saved})
         print(f"note: windows and dtype as in {recipe} unless options differ", file=sys.stderr)
-    return make(Measurement, given | {"model": model}, "--evaluate")
+    return options.make(options.Measurement, given | {"model": model}, "--evaluate")
 
 
 # The options that make a request are its fields.
 _own = [x for x in signature(prune_model).parameters.values() if x.kind != x.VAR_KEYWORD]
-prune_model.__signature__ = Signature([*_own, *parameters()])  # type: ignore[attr-defined]
-prune_model.__annotations__ |= {x.name: x.annotation for x in parameters()}
+_fields = options.parameters()
+prune_model.__signature__ = Signature([*_own, *_fields])  # type: ignore[attr-defined]
+prune_model.__annotations__ |= {x.name: x.annotation for x in _fields}
 
 app = command_line.make_app(prune_model, EXAMPLES)
 

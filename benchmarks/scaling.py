@@ -25,9 +25,7 @@ from tables import conditions, show, write_json
 from prunevolve import Record, evolve, read_config
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.pool.in_process import InProcess, value_of
-from prunevolve.search.pool.worker import Job, Shared, Worker
-from prunevolve.search.pool.workers import Event
+from prunevolve.search.pool.worker import Event, InProcess, Job, Shared, Worker
 from prunevolve.search.records import Candidate, Outcome, Timing
 
 COLUMNS = ("busy", "driver_ms", "feeds", "candidates")
@@ -106,11 +104,9 @@ class Sleepers(InProcess):
         self._asleep: list[tuple[float, int, Candidate]] = []
         self.spans: list[tuple[float, float]] = []
 
-    def start(self) -> int:
+    def start(self, worker: int) -> None:
         """Start a worker; all are one evaluator."""
-        self._worker = self._worker or Worker(partial(Evaluator, self._experiment), value_of)
-        self._number += 1
-        return self._number
+        self._worker = self._worker or Worker(partial(Evaluator, self._experiment))
 
     def give(self, worker: int, job: Job, shared: Shared) -> None:
         """Note when an evaluation will end; do anything else at once, and load only once."""

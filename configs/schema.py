@@ -195,8 +195,8 @@ class Search(_Section):
 class Ray(_Section):
     """Where evaluations run."""
 
-    address: str = "local"
-    """Local, auto, or a cluster's address."""
+    address: str = Field(default="local", pattern=r"^(local|auto|.+:\d+)$")
+    """Local, auto, or a cluster's host:port."""
     workers: int | None = Field(default=None, ge=0, le=10**5)
     """Number of workers; null: one per GPU or core; 0: evaluate in this process."""
     cpus_per_worker: int = Field(default=1, ge=1, le=1024)

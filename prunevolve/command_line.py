@@ -17,14 +17,10 @@ import typer
 
 Arguments = ParamSpec("Arguments")
 
-Answer = dict[str, object]
-"""What `--json` prints."""
+Answer = dict[str, object]  # what `--json` prints
 
 DONE, BROKEN, USAGE, INTERRUPTED, WRONG_FOLDER, NOTHING_EVALUATED = range(6)
-"""Exit codes."""
-
-REASONS = ("done", "broken", "usage", "interrupted", "folder", "nothing evaluated")
-"""The exit codes' names in `--json`, in their order."""
+REASONS = ("done", "broken", "usage", "interrupted", "folder", "nothing evaluated")  # in `--json`
 
 _CODES = """\
 Exit codes:
@@ -34,14 +30,11 @@ Exit codes:
   4 the folder does not fit this request
   5 no evaluation succeeded"""
 
-_CHECKOUT = Path(__file__).resolve().parents[1]
-
 
 def _called(name: str) -> str:
-    installed = f"prunevolve-{name}"
     by_name = Path(sys.argv[0]).name.startswith("prunevolve-")
-    is_here = (_CHECKOUT / f"run_{name}.py").is_file()
-    return f"python run_{name}.py" if is_here and not by_name else installed
+    is_here = (Path(__file__).resolve().parents[1] / f"run_{name}.py").is_file()
+    return f"python run_{name}.py" if is_here and not by_name else f"prunevolve-{name}"
 
 
 SEARCH, PRUNE = _called("search"), _called("prune")
@@ -49,17 +42,15 @@ SEARCH, PRUNE = _called("search"), _called("prune")
 
 NOTHING_WRITTEN = "interrupted before anything was written: run the same command again"
 
+# Read by libraries that the commands import, unless the user has set it.
 _ENVIRONMENT = {
+    # An unreachable Hugging Face hub is asked for 3 seconds at a time, not 10, in silence.
     "HF_HUB_ETAG_TIMEOUT": "3",
     "HF_HUB_VERBOSITY": "error",
+    # torch asks Linux for huge pages, since each page of a large new tensor is a page fault: a
+    # sixth to a fifth of the time of pruning a 7B model.
     "THP_MEM_ALLOC_ENABLE": "1",
 }
-"""Read by libraries that the commands import, unless the user has set it.
-
-An unreachable Hugging Face hub is asked for 3 seconds at a time, not 10, and without a line for
-each attempt. torch asks Linux for huge pages, since each page of a large new tensor is a page
-fault: a sixth to a fifth of the time of pruning a 7B model.
-"""
 
 JSON_OPTION = typer.Option(
     "--json", metavar="", help="Print one JSON object at the end, everything else to stderr."
@@ -76,27 +67,28 @@ VERSION_OPTION = typer.Option(
     "--version", metavar="", help="Print the version.", callback=_print_version, is_eager=True
 )
 
+# What installs a library that is missing; the extra `search` for all others.
 _EXTRAS = {"lm_eval": "zero-shot", "tensorboard": "trackers"}
-"""What installs a library that is missing; the extra `search` for all others."""
 
 
 class Resumable(RuntimeError):
     """Raised to end a run that can be resumed; the message is one line."""
 
 
-_signals: list[int] = []
-"""The signal that `interruptible` turned into a KeyboardInterrupt."""
+class FolderError(ValueError):
+    """A folder does not fit what is asked of it."""
+
+
+_signals: list[int] = []  # that `interruptible` turned into a KeyboardInterrupt
 
 
 @contextmanager
 def interruptible(guarded: bool = False) -> Iterator[None]:
     """Let the first signal raise KeyboardInterrupt; a second does what Python does by itself.
 
-    Under a guard, which kills at the second, others are ignored: who stops a job may send one to
-    each of its processes.
-
-    The signals are Ctrl-C, SIGTERM, which clusters send before they kill, and SIGHUP, which a
-    closed terminal sends, except under nohup.
+    They are Ctrl-C, SIGTERM, which clusters send before they kill, and SIGHUP, which a closed
+    terminal sends, except under nohup. Under a guard, which kills at the second, others are
+    ignored: who stops a job may send one to each of its processes.
     """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
@@ -123,10 +115,9 @@ def interruptible(guarded: bool = False) -> Iterator[None]:
 
 
 def check_interrupt() -> None:
-    """Raise KeyboardInterrupt if a signal came whose KeyboardInterrupt was lost.
+    """Raise KeyboardInterrupt if a signal's was lost: Python drops what a callback raises.
 
-    Python prints and drops an exception that is raised inside a callback: `__del__`, or what an
-    import calls when a module's lock goes.
+    One is `__del__`, another what an import calls when a module's lock goes.
     """
     if _signals:
         raise KeyboardInterrupt
@@ -158,10 +149,9 @@ def _missing(error: BaseException | None) -> str:
 
 
 def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) -> typer.Typer:
-    """Return the Typer application of one command.
+    """Return the Typer application of a command whose mistakes and interrupts end in one line.
 
-    A mistake or an interrupt that the command raises ends in one line. The help lists examples and
-    exit codes below the options.
+    The help lists examples and exit codes below the options.
     """
 
     @wraps(command)
@@ -171,7 +161,7 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
         except Resumable as error:
             return failed(INTERRUPTED, error)
         except ValueError as error:
-            return failed(getattr(error, "exit_code", USAGE), error)
+            return failed(WRONG_FOLDER if isinstance(error, FolderError) else USAGE, error)
         except ModuleNotFoundError as error:
             library = _missing(error)
             way_out = f"pip install 'prunevolve[{_EXTRAS.get(library, 'search')}]'"
@@ -192,8 +182,7 @@ def make_app(command: Callable[Arguments, Answer], examples: tuple[str, ...]) ->
 def run_to_end(app: typer.Typer, guarded: bool = False) -> NoReturn:
     """Run a script's application, whose command returns what `--json` prints, and exit.
 
-    A mistake in the options is reported in one line; a reader that is gone is as an interrupt. See
-    `interruptible` for `guarded`.
+    A reader that is gone is as an interrupt. See `interruptible` for `guarded`.
     """
     as_json = "--json" in sys.argv[1:]  # also if the rest cannot be parsed
     for name, value in _ENVIRONMENT.items():

@@ -25,8 +25,8 @@ from prunevolve.search.evolution import Evolution
 from prunevolve.search.experiment import Experiment, pinned_config, resolve
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
-from prunevolve.search.pool.in_process import InProcess
 from prunevolve.search.pool.pool import CallError, Pool
+from prunevolve.search.pool.worker import InProcess
 from prunevolve.search.pool.workers import Backend
 from prunevolve.search.population import State
 from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
@@ -148,7 +148,7 @@ def _ready(config: Config, console: Console) -> Experiment:
 def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
     """Open the workers' place that the config asks for; close it at the end, whatever happens.
 
-    Raises ValueError if no such cluster lets us in, PoolError if it is lost.
+    Raises ValueError if no such cluster lets us in, Resumable if it is lost.
     """
     ray = experiment.config.ray
     with ExitStack() as stack:
@@ -210,8 +210,8 @@ def _run(
         if not (folder.path / "config.yaml").exists():
             folder.write_text("config.yaml", config)
         say(f"run folder {folder.path}")
-        known, keep = folder.losses(), folder.keep_losses
-        pool = Pool(backend, experiment, console, known=known, keep=keep)
+        measured, keep = folder.losses(), folder.keep_losses
+        pool = Pool(backend, experiment, console, measured=measured, keep=keep)
         marks = prepare(folder, experiment, pool, console)
         folder.write_text("config.yaml", config)  # nothing will be refused any more
         lag, workers = experiment.config.search.lag, pool.workers.ready + pool.workers.starting

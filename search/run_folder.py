@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prunevolve.command_line import FolderError as FolderError  # a public name
 from prunevolve.command_line import Resumable
 from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import JsonObject, read_object, whole_file
@@ -35,12 +36,6 @@ JOURNAL, LOSSES = "journal.jsonl", "losses.jsonl"
 
 _LOSSES = TypeAdapter(tuple[int, str, str | None, str, Losses])
 """A line of the latter: task, role of the text, metric, if any, and group, and losses."""
-
-
-class FolderError(ValueError):
-    """The folder does not fit the request."""
-
-    exit_code = 4
 
 
 class WriteError(Resumable):

@@ -60,6 +60,8 @@ def test_config_value_beyond_its_range_is_refused(refused):
     refused(run_search, "--validate", "--set", f"fitness.windows={10**30}")
     message = refused(run_search, "--validate", "--set", "fitness.windows=999999999")
     assert f"must be at most {schema.MOST_TOKENS // 256} of 256 tokens" in message
+    message = refused(run_search, "--validate", "--set", "ray.address=foo")
+    assert "ray.address = 'foo': String should match pattern '^(local|auto|" in message
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_run_prune_refuses_an_altered_recipe(tmp_path, content, problem):
 
 
 def test_recipe_is_a_file_of_options(prune_small, tmp_path):
-    path = tmp_path / "mine.yaml"
+    path = tmp_path / "mine.txt"
     path.write_text("metric: snip\nsparsity: 0.75\ncorpus: [embedded]\nsplit: [training]\n")
     words = {"recipe": path, "metric": None, "corpus": None}
     out, _ = prune_small(**words, sparsity=0.25, validate=True, json=True)
@@ -568,7 +568,7 @@ def test_resume_of_a_folder_with_nothing_unfinished(prune_small, tmp_path):
 def test_resume_publishes_what_was_whole(prune_small, undisturbed, tmp_path, monkeypatch):
     expected = undisturbed(metric="wanda")
     with monkeypatch.context() as patched:
-        patched.setattr(command, "publish", lambda out: interrupt())
+        patched.setattr(command.result, "publish", lambda out: interrupt())
         prune_small(code=3, metric="wanda")
     monkeypatch.setattr(command, "prune", None)  # would fail if it were called
     prune_small(metric="wanda", resume=True)

@@ -21,17 +21,9 @@ from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.ranking import DegenerateScores
+from prunevolve.pruning.run import result
 from prunevolve.pruning.run.job import Job, evaluation_texts, resolve
 from prunevolve.pruning.run.options import Measurement
-from prunevolve.pruning.run.result import (
-    Run,
-    WorkFolder,
-    kept_statistics,
-    measured_lines,
-    publish,
-    save_model,
-    save_papers,
-)
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, verify_result
 from prunevolve.pruning.store import FolderStore, ResidentStore
 
@@ -39,7 +31,7 @@ from prunevolve.pruning.store import FolderStore, ResidentStore
 def validate(job: Job) -> JsonObject:
     """Cut the windows of local texts, and print the plan and what was not checked."""
     unchecked: list[str] = []
-    for text in (text for texts in job.texts.values() for text in texts):
+    for text in chain(*job.texts.values()):
         if note := text.check():
             unchecked.append(note)
         else:
@@ -49,8 +41,8 @@ def validate(job: Job) -> JsonObject:
     if hub_id(job.model.name):
         unchecked.append(f"weights of model {job.model.name}: on the hub: not checked")
     _warn(job.warnings)
-    print(*unchecked, *job.plan_lines, sep="\n")
-    print(f"valid: {job}; nothing was loaded or written")
+    valid = f"valid: {job}; nothing was loaded or written"
+    print(*unchecked, *job.plan_lines, valid, sep="\n")
     return {
         "options": job.request.deciding(),
         "plan": job.plan_lines,
@@ -81,22 +73,24 @@ def apply(job: Job) -> JsonObject:
     if not job.procedure.own_masks:  # SparseGPT is no formula alone
         recipe["tree"] = job.procedure.metric.to_release_json()
     fingerprints = {"model": checkpoint.fingerprint(), "evaluation": evaluation.provenance}
-    work = WorkFolder(job.out, request.model_dump(), recipe | fingerprints)
+    work = result.WorkFolder(job.out, request.model_dump(), recipe | fingerprints)
     of_model = (model.config, model.dtype, model.device)
     store = FolderStore(checkpoint, *of_model, work.result, job.plan.resident)
-    kept = request.statistics if job.procedure.dense_terminals else None
-    statistics = kept_statistics(Path(kept), work.run.identity, store) if kept else None
+    statistics = None
+    if request.statistics and job.procedure.dense_terminals:
+        kept = Path(request.statistics)
+        statistics = result.kept_statistics(kept, work.run.identity, store)
     print(f"pruning: {job}", *job.plan_lines, sep="\n", file=sys.stderr)
     with shown_progress(on_stderr()) as progress, work.open():
         if not (work.result / REPORT).exists():  # else it has only to be moved to its place
             inspector = _carry_out(job, windows, tasks, store, statistics, work, progress)
             recipe |= {"shares": work.run.shares} if work.run.shares else {}
             report = _report(work.run, evaluation, model.dtype, warnings)
-            save_papers(work.result, recipe, report, inspector)
-        report = publish(job.out)
+            result.save_report(work.result, recipe, report, inspector)
+        report = result.publish(job.out)
     _warn([line for line in report["warnings"] if line not in warnings])
     answer = _answer(job.out, report) | {"group": job.procedure.target.group_name}
-    print(*measured_lines(report), sep="\n")
+    print(*result.measured_lines(report), sep="\n")
     print(f"saved: {job.out} ({_counts(answer)})")
     print(f"verify: {PRUNE} --verify {shlex.quote(str(job.out))}")
     return answer
@@ -106,7 +100,7 @@ def finished(folder: Path) -> JsonObject | None:
     """Say that a result is finished; return what `--json` prints, or None if it is not."""
     if not (folder / REPORT).is_file():
         return None
-    report = publish(folder)  # a kill may have come before its end
+    report = result.publish(folder)  # a kill may have come before its end
     print(f"{folder}: finished; nothing to do")
     return _answer(folder, report)
 
@@ -139,7 +133,7 @@ def evaluate(request: Measurement) -> JsonObject:
     _warn(not_finite({"perplexity": losses}, windows, model.dtype))
     report = measured({"perplexity": losses}, windows, model.dtype)
     report |= {"zero_shot": {"measured": scores}} if scores else {}
-    print(*measured_lines(report), sep="\n")
+    print(*result.measured_lines(report), sep="\n")
     return {"model": model.name, **report}
 
 
@@ -154,13 +148,10 @@ def _carry_out(
     tasks: zero_shot.Tasks,
     store: FolderStore,
     statistics: Offload | None,
-    work: WorkFolder,
+    work: result.WorkFolder,
     progress: Progress,
 ) -> Inspector:
-    """Measure the model, prune it, measure it again; return what looked into its files.
-
-    What is found out is kept as soon as it is known.
-    """
+    """Measure the model, prune it, measure it again; return what looked into its files."""
     model, run, evaluation = job.model, work.run, windows["evaluation"].tokens
     inspector = Inspector(
         model.config, [*linear_layers(store.model)], job.procedure.target, run.shares
@@ -172,9 +163,9 @@ def _carry_out(
         inspector.look(path)
         work.keep("sha256", inspector.sums)
 
-    def score(name: str, place: str) -> None:
+    def score(name: str, source: str) -> None:
         if tasks and name not in run.zero_shot:
-            live = load_model(place, model.dtype, model.device)
+            live = load_model(source, model.dtype, model.device)
             scores = zero_shot.evaluate_tasks(live, model.tokenizer, tasks)
             work.keep("zero_shot", {name: scores})
             progress(f"{name} zero-shot", 1, 1)
@@ -205,12 +196,12 @@ def _carry_out(
     if any(None in losses for losses in run.losses.values()):
         store.checkpoint.check_finite()  # else a value overflows in this dtype
     work.forget_work()
-    save_model(store, inspector, progress)
+    result.save_model(store, inspector, progress)
     score("pruned", str(work.result))
     return inspector
 
 
-def _report(run: Run, evaluation: Windows, dtype: str, warnings: Sequence[str]) -> JsonObject:
+def _report(run: result.Run, evaluation: Windows, dtype: str, warnings: list[str]) -> JsonObject:
     """Return what the report says of a finished run."""
     losses = {
         f"{name}_perplexity": torch.from_numpy(np.array(run.losses[name], float))

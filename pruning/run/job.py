@@ -24,19 +24,15 @@ from prunevolve.pruning.run.result import check_output_folder
 from prunevolve.pruning.run.verify import RECIPE
 from prunevolve.pruning.sparsegpt import BLOCKSIZE, compensate
 
-EVAL_WINDOWS = 32
-"""Most windows of each text that are measured where nothing else is said."""
-
+EVAL_WINDOWS = 32  # most windows of each text that are measured where nothing else is said
+# Tokens of WikiText-2's test text that a plan reckons with: LLaMA makes fewer than 344,064 of it,
+# SmolLM2 301,948.
 TEST_TOKENS = 350_000
-"""Tokens of WikiText-2's test text that a plan reckons with: LLaMA makes fewer than 344,064 of it,
-SmolLM2 301,948."""
 
 ONE_KIND = (
     "statistics from one kind of text, {}: the model may get worse on all others "
     "(docs/APPLY.md); repeat --corpus to add kinds"
 )
-
-FEW = "{} calibration windows are few for a reconstruction: it brings more with --samples 128"
 
 
 @dataclass(frozen=True)
@@ -97,16 +93,15 @@ def make_job(request: Request, resume: bool) -> Job:
         check_output_folder(out, plan.disk, resume)
     with on_stderr().status("reading the list of zero-shot tasks"):
         check_tasks(request.tasks)
-    found = [f"plan: the metric was found on {found_on}"] if found_on else []
+    lines = plan.lines()
+    if found_on:
+        lines.append(f"plan: the metric was found on {found_on}")
     if model.why_dtype:
-        found.append(
-            f"plan: computing in {model.dtype}, since {model.why_dtype}; files keep theirs"
-        )
+        why = f"since {model.why_dtype}; files keep theirs"
+        lines.append(f"plan: computing in {model.dtype}, {why}")
     if (Path(model.name) / RECIPE).is_file():
-        found.append(
-            "plan: the model is a result of pruning: its zeros stay, and count among those asked"
-        )
-    lines = plan.lines() + found
+        zeros = "its zeros stay, and count among those asked"
+        lines.append(f"plan: the model is a result of pruning: {zeros}")
     resolved = _resolved(request, model, procedure)
     warnings = _warnings(model, request, procedure, texts)
     return Job(resolved, model, procedure, texts, out, plan, lines, warnings)
@@ -145,7 +140,7 @@ def calibration_texts(request: Request, seqlen: int) -> tuple[Text, ...]:
     samples, seed, bos = request.samples, request.seed, request.bos
     texts = [
         Text(corpus, split, samples, seqlen, seed, bos, request.by_document)
-        for corpus, split in _places("", request.corpus, request.split, request.share)
+        for corpus, split in _sources("", request.corpus, request.split, request.share)
     ]
     return share_windows(texts, request.share or [1.0] * len(texts))
 
@@ -156,11 +151,11 @@ def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Text, ...]:
     windows, most = (None, None) if asked == "all" else (asked, EVAL_WINDOWS)
     return tuple(
         Text(corpus, split, windows, seqlen, bos=bos, most=most)
-        for corpus, split in _places("eval-", request.eval_corpus, request.eval_split)
+        for corpus, split in _sources("eval-", request.eval_corpus, request.eval_split)
     )
 
 
-def _places(
+def _sources(
     prefix: str,
     corpora: Sequence[str] | None,
     splits: Sequence[str] | None,
@@ -207,7 +202,8 @@ def _warnings(
     if len(kinds) == 1 and model.name != EMBEDDED:
         warnings.append(ONE_KIND.format(kinds[0].corpus))
     if request.update == "reconstruct" and request.samples < FEW_WINDOWS:
-        warnings.append(FEW.format(request.samples))
+        few = f"{request.samples} calibration windows are few for a reconstruction"
+        warnings.append(f"{few}: it brings more with --samples 128")
     if procedure.has_gradients and model.dtype == "float16":
         warnings.append("small gradients are lost in float16: give --dtype bfloat16 or float32")
     return warnings

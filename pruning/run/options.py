@@ -5,7 +5,7 @@ option is a new field. None of this imports torch, which takes seconds.
 """
 
 import difflib
-import inspect
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
@@ -18,12 +18,9 @@ from prunevolve.pruning.baselines import ALLOCATIONS, NAMED, SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject, read_object, read_text
 
 _RECIPES = Path(__file__).parent / "recipes"
+RECIPES = tuple(sorted(path.stem for path in _RECIPES.glob("*.yaml")))  # files of options
 
-RECIPES = tuple(sorted(path.stem for path in _RECIPES.glob("*.yaml")))
-"""Names of the recipes that are shipped: files of options."""
-
-WHY_FAST = "never behind SparseGPT or Wanda where it was measured; --recipe best takes longer"
-
+# Options of a recipe that mean nothing once one of these others is given.
 _GO_WITH = {
     "revision": {"model"},
     "sparsity": {"pattern"},
@@ -34,8 +31,8 @@ _GO_WITH = {
     "by_document": {"corpus"},
     "eval_split": {"eval_corpus"},
 }
-"""Options of a recipe that mean nothing once one of these others is given."""
 
+# What a shell offers for options whose types do not say it.
 _OFFERED = {
     "model": [EMBEDDED],
     "metric": [*NAMED, SPARSEGPT],
@@ -45,7 +42,6 @@ _OFFERED = {
     "corpus": [*CORPORA],
     "eval_corpus": [*CORPORA],
 }
-"""What a shell offers for options whose types do not say it."""
 
 
 class Options(BaseModel):
@@ -146,8 +142,7 @@ class Request(Measurement, Method):
 
 Kind = TypeVar("Kind", bound=Options)
 
-MACHINE = ("out", "device", "max_memory", "statistics")
-"""The options that do not decide a result."""
+MACHINE = ("out", "device", "max_memory", "statistics")  # do not decide a result
 
 
 def make(kind: type[Kind], given: JsonObject, source: str) -> Kind:
@@ -182,18 +177,18 @@ def read_recipe(argument: str, pattern: str | None) -> JsonObject:
     `n_of_m` go over the others under an n:m pattern, the one asked for or the file's.
     """
     path = _RECIPES / f"{argument}.yaml" if argument in RECIPES else Path(argument)
-    known = f"give {', '.join(RECIPES)}, a pruning_recipe.json or a YAML file of options"
-    source, is_yaml = f"recipe {argument!r}", path.suffix in (".yaml", ".yml")
+    forms = f"give {', '.join(RECIPES)}, a pruning_recipe.json or a YAML file of options"
+    source, is_saved = f"recipe {argument!r}", path.suffix == ".json"
     try:
-        given = _read_yaml(path, source, pattern) if is_yaml else read_object(path)
+        given = read_object(path) if is_saved else _read_yaml(path, source, pattern)
     except OSError as error:
-        raise ValueError(f"{source} cannot be read: {error.strerror}; {known}") from error
-    if not is_yaml:
+        raise ValueError(f"{source} cannot be read: {error.strerror}; {forms}") from error
+    if is_saved:
         if not isinstance(given.get("sha256"), dict):
-            raise ValueError(f"{source} has no 'sha256': {known}")
+            raise ValueError(f"{source} has no 'sha256': {forms}")
         given = {x: given[x] for x in Request.model_fields if x in given and x not in MACHINE}
     make(Request, given, source)
-    if not is_yaml and given.get("allocation", "uniform") not in ALLOCATIONS:
+    if is_saved and given.get("allocation", "uniform") not in ALLOCATIONS:
         given["allocation"] = argument  # its shares stand in the recipe itself
     return given
 
@@ -212,7 +207,7 @@ def _read_yaml(path: Path, source: str, pattern: str | None) -> JsonObject:
     return content | (n_of_m if is_n_of_m else {})
 
 
-def parameters() -> list[inspect.Parameter]:
+def parameters() -> list[Parameter]:
     """Return the options as parameters of a Typer command, each None where it is not given."""
     listed = []
     for name, field in Request.model_fields.items():
@@ -227,6 +222,5 @@ def parameters() -> list[inspect.Parameter]:
         option = Annotated[
             kind | None, typer.Option(help=help, autocompletion=offer, metavar=shown)
         ]
-        parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-        listed.append(parameter.replace(annotation=option))
+        listed.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=option))
     return listed

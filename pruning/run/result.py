@@ -19,10 +19,10 @@ from threading import Lock
 import torch
 from filelock import FileLock, Timeout
 from huggingface_hub import ModelCardData
-from pydantic import BaseModel
+from pydantic import BaseModel, ByteSize
 from torch import Tensor
 
-from prunevolve.command_line import PRUNE
+from prunevolve.command_line import PRUNE, FolderError
 from prunevolve.evaluation import perplexity, zero_shot
 from prunevolve.pruning.checkpoint import DiskOffload, Offload, files_beside
 from prunevolve.pruning.json_file import JsonObject, finite, read_object, write_json
@@ -30,13 +30,7 @@ from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import hub_id
 from prunevolve.pruning.progress import Progress, unwatched
-from prunevolve.pruning.run.verify import (
-    RECIPE,
-    REPORT,
-    FolderMismatchError,
-    Inspector,
-    first_difference,
-)
+from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, first_difference
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import FolderStore, Store
 
@@ -46,14 +40,12 @@ SETTINGS = "statistics.json"
 
 
 class Run(BaseModel):
-    """What was asked, what the result depends on, and what was found out so far.
-
-    None stands for a number that is not finite.
-    """
+    """What was asked, what the result depends on, and what was found out so far."""
 
     options: JsonObject
     identity: JsonObject
-    losses: dict[str, list[float | None]] = {}  # of evaluation windows, `dense` and `pruned`
+    # Of evaluation windows, `dense` and `pruned`; None if not finite.
+    losses: dict[str, list[float | None]] = {}
     shares: dict[str, float] = {}  # what goes of each layer by its allocation
     training: dict[str, JsonObject] = {}  # errors of trained blocks
     damping: dict[str, int] = {}  # how many times that of a layer's Gram matrix grew
@@ -84,7 +76,7 @@ class WorkFolder:
     def open(self) -> Iterator[None]:
         """Begin the work, or go on with it, while no other process does.
 
-        Raises FolderMismatchError if another does, it was begun with something else, or the folder
+        Raises FolderError if another does, it was begun with something else, or the folder
         cannot be written.
         """
         try:
@@ -93,16 +85,16 @@ class WorkFolder:
                 self._begin()
                 yield
         except Timeout as error:
-            raise FolderMismatchError(
+            raise FolderError(
                 f"out {str(self.out)!r} is in use by another process: wait, or name another folder"
             ) from error
-        except (BrokenPipeError, FolderMismatchError):  # a reader that is gone is as an interrupt
+        except (BrokenPipeError, FolderError):  # a reader that is gone is as an interrupt
             raise
         except OSError as error:
             self.forget_work()
             refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
             way_out = "make it writable" if refused else "make room"
-            raise FolderMismatchError(
+            raise FolderError(
                 f"out {str(self.out)!r} cannot be written ({error.strerror or error}): {way_out} "
                 "and go on with --resume"
             ) from error
@@ -119,16 +111,16 @@ class WorkFolder:
         if (self.path / RUN).exists():
             self.run = Run.read(self.out)
         if difference := first_difference(self.run.identity, asked):
-            raise FolderMismatchError(
+            raise FolderError(
                 f"out {str(self.out)!r} was begun with {difference} now: give what it began "
                 "with, or name a new folder"
             )
         self.keep("sha256", {})
 
-    def keep(self, kind: str, found: JsonObject) -> None:
-        """Add what was found out to that of its kind in `run.json`; any thread may do it."""
+    def keep(self, kind: str, values: JsonObject) -> None:
+        """Add values to those of their kind in `run.json`; any thread may do it."""
         with self._lock:
-            getattr(self.run, kind).update(finite(found))
+            getattr(self.run, kind).update(finite(values))
             write_json(self.path / RUN, self.run.model_dump())
 
     def forget_work(self) -> None:
@@ -147,8 +139,9 @@ def publish(out: Path) -> JsonObject:
 
 
 def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
-    """Check that a folder can be made, or is empty, or unfinished with `resume`, and `size` bytes
-    fit on its disk; it is not created.
+    """Check that a folder is empty or can be made, and `size` bytes fit on its disk.
+
+    With `resume` it may be unfinished. It is not made.
     """
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     work = folder / UNFINISHED
@@ -164,11 +157,10 @@ def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
     elif not work.is_dir() and parent == folder and any(folder.iterdir()):
         problem = " is not empty: name a new folder"
     elif size > free:
-        problem = f" needs {size / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB left: " + (
-            "name a folder on another disk"
-        )
+        needed, left = (ByteSize(x).human_readable(separator=" ") for x in (size, free))
+        problem = f" needs {needed}, and its disk has {left} left: name a folder on another disk"
     if problem:
-        raise FolderMismatchError(f"out {str(folder)!r}{problem}")
+        raise FolderError(f"out {str(folder)!r}{problem}")
 
 
 def save_model(store: FolderStore, inspector: Inspector, on_progress: Progress = unwatched) -> None:
@@ -188,7 +180,7 @@ def save_model(store: FolderStore, inspector: Inspector, on_progress: Progress =
     inspector.check_promise()
 
 
-def save_papers(
+def save_report(
     folder: Path, recipe: JsonObject, measured: JsonObject, inspector: Inspector
 ) -> None:
     """Write a model's recipe, card and report, the report last."""
@@ -213,8 +205,6 @@ def save_papers(
     (folder / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
     write_json(folder / REPORT, report)
 
-
-TAGS = ("prunevolve", "pruning", "sparse")
 
 CARD = """---
 {header}
@@ -243,8 +233,7 @@ and it needs a kernel for it. `pruning_report.json` says what is in each layer, 
 """
 
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!])")
-"""What Markdown may take for more than text."""
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!])")  # what Markdown may take for more than text
 
 
 def model_card(recipe: JsonObject, report: JsonObject) -> str:
@@ -257,7 +246,8 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
         formula = f", that is {metric.infix}, where {', '.join(named)}"
     calibration, on_hub = recipe["calibration"], hub_id(model)
     base = on_hub[0] if on_hub else None
-    header = ModelCardData(base_model=base, library_name="transformers", tags=[*TAGS])
+    tags = ["prunevolve", "pruning", "sparse"]
+    header = ModelCardData(base_model=base, library_name="transformers", tags=tags)
     values = {
         "header": header.to_yaml(),
         "prune": PRUNE,
@@ -279,10 +269,8 @@ def measured_lines(measured: JsonObject) -> list[str]:
 def kept_statistics(path: Path, identity: JsonObject, store: Store) -> Offload:
     """Open the statistics that are kept at a path, by `G/layer`; new ones are kept there too.
 
-    Args:
-        path: A folder, made if it is not there; or a `.pth` file, the gradients that the release of
-            Pruner-Zero or GBLM saved, to which nothing is added.
-        identity: What the result depends on; model, calibration and dtype are looked at.
+    It is a folder, made if it is not there, for one model, calibration and dtype; or a `.pth` file,
+    the gradients that the release of Pruner-Zero or GBLM saved, to which nothing is added.
     """
     if path.suffix == ".pth":
         return _released_gradients(path, store)
@@ -299,7 +287,7 @@ def kept_statistics(path: Path, identity: JsonObject, store: Store) -> Offload:
     elif difference := first_difference(read_object(file), settings):
         problem = f"are of {difference} here"
     if problem:
-        raise FolderMismatchError(f"statistics {str(path)!r} {problem}: name another folder")
+        raise FolderError(f"statistics {str(path)!r} {problem}: name another folder")
     return kept
 
 
@@ -308,14 +296,14 @@ def _released_gradients(path: Path, store: Store) -> Offload:
     try:
         if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(path):
             raise ValueError(f"it names {unsafe[0]}, and only tensors are read")
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"statistics file {str(path)!r} cannot be read: {error}") from error
     gradients = {}
     for number, block in enumerate(store.blocks):
         for layer in store.layers[block]:
             key = f"{layer.removeprefix(f'{block}.')}_layer_{number}"
-            gradient = found.get(key) if isinstance(found, dict) else None
+            gradient = content.get(key) if isinstance(content, dict) else None
             shape, got = (tuple(getattr(x, "shape", ())) for x in (store.dense(layer), gradient))
             if not isinstance(gradient, Tensor) or got != shape:
                 raise ValueError(

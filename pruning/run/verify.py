@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from prunevolve.command_line import FolderError
 from prunevolve.pruning.checkpoint import Checkpoint, is_finite, published_names
 from prunevolve.pruning.json_file import JsonObject, read_object
 from prunevolve.pruning.masks import Target, group_of, parse_pattern
@@ -25,12 +26,6 @@ from prunevolve.pruning.ranking import count
 
 RECIPE = "pruning_recipe.json"
 REPORT = "pruning_report.json"
-
-
-class FolderMismatchError(ValueError):
-    """A folder does not fit what is asked of it."""
-
-    exit_code = 4
 
 
 @dataclass(frozen=True)
@@ -53,39 +48,33 @@ class LayerCount:
         return LayerCount(name, count(zero), weight.numel(), holds)
 
 
+@dataclass(eq=False)
 class Inspector:
     """Looks into a pruned model's shards, each once: as they are written, or all at the end.
 
     Its methods raise ValueError for what is torn, missing, not finite or too dense.
-
-    Args:
-        names: The prunable layers, in order.
-        shares: The fraction of each layer that goes, where it is not the target's; looked up when
-            the layer is.
     """
 
-    def __init__(
-        self,
-        config: PretrainedConfig,
-        names: Sequence[str],
-        target: Target,
-        shares: Mapping[str, float],
-    ) -> None:
-        self._names, self._target, self._shares = names, target, shares
+    config: PretrainedConfig
+    names: Sequence[str]  # of the prunable layers, in order
+    target: Target
+    shares: Mapping[str, float]  # what goes of each if not the target's; may be filled in later
+
+    def __post_init__(self) -> None:
         self._layers = {
             published: name
-            for name in names
-            for published in published_names(config, f"{name}.weight")
+            for name in self.names
+            for published in published_names(self.config, f"{name}.weight")
         }
         self.sums: dict[str, str] = {}  # sha256 of the shards by name
         self._counts: dict[str, LayerCount] = {}
 
-    def look(self, path: Path, known: str | None = None) -> None:
-        """Hash a shard, whose sha256 may be known, and count the zeros of its layers."""
+    def look(self, path: Path, expected: str | None = None) -> None:
+        """Hash a shard, whose sha256 may be expected, and count the zeros of its layers."""
         with path.open("rb") as file:
             self.sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        if known not in (None, self.sums[path.name]):
-            raise FolderMismatchError(
+        if expected not in (None, self.sums[path.name]):
+            raise FolderError(
                 f"{str(path)!r} is not as it was written: remove it, and --resume makes it again"
             )
         shard = Checkpoint(path)
@@ -94,8 +83,8 @@ class Inspector:
             if not is_finite(weight):
                 raise ValueError(f"tensor {published} has a value that is not finite")
             if name := self._layers.get(published):
-                share = self._shares.get(name)
-                self._counts[name] = LayerCount.of(name, weight, self._target, share)
+                share = self.shares.get(name)
+                self._counts[name] = LayerCount.of(name, weight, self.target, share)
 
     def look_at_all(self, folder: Path, stage: str = "", on_progress: Progress = unwatched) -> None:
         """Look at the shards of a folder that were not looked at yet."""
@@ -104,17 +93,17 @@ class Inspector:
         with ThreadPoolExecutor(2) as pool:
             for done, _ in enumerate(pool.map(self.look, left), 1):
                 on_progress(stage, done, len(left))
-        if lost := [name for name in self._names if name not in self._counts]:
+        if lost := [name for name in self.names if name not in self._counts]:
             raise ValueError(f"layer {lost[0]} has no weight")
 
     @property
     def layers(self) -> list[LayerCount]:
         """What is in the layers, in order; all shards must have been looked at."""
-        return [self._counts[name] for name in self._names]
+        return [self._counts[name] for name in self.names]
 
     def check_promise(self) -> None:
         """Refuse weights with fewer zeros than asked for: dense models get saved by mistake."""
-        target, layers = self._target, self.layers
+        target, layers = self.target, self.layers
         promise = target.pattern_text
         if target.group_name:
             promise = f"{target.sparsity:g} per {target.group_name}"
@@ -138,11 +127,11 @@ def _is_zero(weight: Tensor) -> Tensor:
 def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject:
     """Compare a pruned model's files with its recipe and its report, and return the report.
 
-    Raises FolderMismatchError for the first difference, or if the folder is no finished result.
+    Raises FolderError for the first difference, or if the folder is no finished result.
     """
     for name in (RECIPE, REPORT):
         if not (folder / name).is_file():
-            raise FolderMismatchError(f"{str(folder)!r} has no {name}: no finished pruned model")
+            raise FolderError(f"{str(folder)!r} has no {name}: no finished pruned model")
     try:
         recipe, report = read_object(folder / RECIPE), read_object(folder / REPORT)
         group = parse_pattern(recipe["pattern"]) or group_of(recipe["group"])
@@ -161,9 +150,9 @@ def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject
         if different := first_difference(recipe["sha256"], inspector.sums):
             raise ValueError(f"sha256 of {different}")
     except (OSError, SafetensorError, ValueError) as error:
-        raise FolderMismatchError(f"{str(folder)!r} is not as it was saved: {error}") from error
+        raise FolderError(f"{str(folder)!r} is not as it was saved: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise FolderMismatchError(
+        raise FolderError(
             f"{str(folder)!r}: {RECIPE} or {REPORT} was altered ({type(error).__name__}: {error})"
         ) from error
     return report

@@ -21,9 +21,6 @@ from prunevolve.configs.schema import Ray
 from prunevolve.search.pool import guard
 
 LOCAL = "local"
-FOLDERS = Path("/tmp")
-"""Where local Rays have their folders, `prunevolve-PROCESS-...`; sockets' paths must be short."""
-
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or it replaces 127.0.0.1 by an outer address
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,8 +39,7 @@ _CONNECT_SECONDS, _END_SECONDS = 5.0, 5.0
 def connected(config: Ray) -> Iterator[str]:
     """Start or join Ray, and yield its address; end or leave it afterwards.
 
-    Raises:
-        ValueError: If there is no cluster, it does not answer or refuses the token; one line.
+    Raises ValueError, in one line, if there is no cluster, or it does not let this process in.
     """
     if config.address != LOCAL:
         head = _find_cluster(config.address)
@@ -51,11 +47,12 @@ def connected(config: Ray) -> Iterator[str]:
         token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
         if config.address == "auto" and ("RAY_AUTH_TOKEN" in os.environ or token.exists()):
             settings.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does
-        with _environment(settings), _joined(head, address=head):
+        with _environment(settings), _joined(head):
             yield head
         return
-    # It listens only on loopback, with its own token, in a private folder.
-    folder = Path(tempfile.mkdtemp(prefix=f"prunevolve-{os.getpid()}-", dir=FOLDERS))
+    # A local Ray listens only on loopback, with its own token, in a private folder.
+    # Its sockets' paths must be short.
+    folder = Path(tempfile.mkdtemp(prefix=f"prunevolve-{os.getpid()}-", dir="/tmp"))
     sweeper = guard.start_sweeper(folder)
     options = {
         "num_cpus": max(os.cpu_count() or 1, config.cpus_per_worker * (config.workers or 1)),
@@ -67,7 +64,7 @@ def connected(config: Ray) -> Iterator[str]:
     try:
         with (
             _environment(_LOCAL_SETTINGS | kept | SETTINGS | _own_token()),
-            _joined(LOCAL, address=LOCAL, **options),
+            _joined(LOCAL, **options),
         ):
             yield LOCAL
     finally:
@@ -97,26 +94,25 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _joined(head: str, **options: object) -> Iterator[None]:
+def _joined(address: str, **options: object) -> Iterator[None]:
     """Connect this process to Ray, and disconnect it afterwards even if Ray hangs."""
     import ray
 
     if ray.is_initialized():
         raise ValueError("this process is connected to Ray already: call ray.shutdown() first")
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     guard.tell("joins")
     with tempfile.TemporaryFile() as log:
         try:
             with _standard_error_to(log.fileno()):
-                ray.init(log_to_driver=False, logging_level="critical", **options)
+                ray.init(address, log_to_driver=False, logging_level="critical", **options)
         except SystemExit as error:  # of Ray's own handler of SIGTERM, while it starts
             raise KeyboardInterrupt from error
         except Exception as error:
             log.seek(0)
-            raise ValueError(_refusal(head, f"{log.read().decode()}\n{error}")) from error
+            raise ValueError(_refusal(address, f"{log.read().decode()}\n{error}")) from error
     if threading.current_thread() is threading.main_thread():
-        for number, handler in zip(numbers, handlers, strict=True):
+        for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray has set its own
     try:
         yield
@@ -140,47 +136,44 @@ def _standard_error_to(file: int) -> Iterator[None]:
         os.close(kept)
 
 
-def _refusal(head: str, said: str) -> str:
+def _refusal(head: str, output: str) -> str:
     """Return in one line why Ray could not be started or joined."""
-    if re.search("AuthenticationError|[Aa]uthentication token", said):
+    if re.search("AuthenticationError|[Aa]uthentication token", output):
         return (
             f"the Ray cluster at {head} refuses this token: set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's"
         )
-    if "No node info found" in said:
+    if "No node info found" in output:
         return (
             f"the Ray cluster at {head} has no node on this machine: run the search on one of its "
             f"nodes, or make this one of them with `ray start --address={head}`"
         )
-    return f"Ray ({head}) failed: {last_line(said) or 'it gave no reason'}"
+    return f"Ray ({head}) failed: {last_line(output) or 'it gave no reason'}"
 
 
-def last_line(said: str) -> str:
+def last_line(output: str) -> str:
     """Return the last line that is not empty, shortened: in what Ray says it is the cause."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
 
 def _find_cluster(address: str) -> str:
     """Return a cluster's host:port; raise ValueError if nothing listens there.
 
-    Ray would take two minutes to find that nothing does, and for `auto` would also join another
-    search's Ray on this machine.
-
-    Args:
-        address: host:port, or `auto`: RAY_ADDRESS, or the file of the last `ray start` here.
+    `auto` is RAY_ADDRESS, or what the last `ray start` here wrote down. Ray would take two minutes
+    to find that nothing listens, and for `auto` would also join another search's Ray here.
     """
-    found = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
-    if found == "auto":
+    head = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if head == "auto":
         folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
         file = Path(folder, "ray", "ray_current_cluster")
-        found = file.read_text(encoding="utf-8").strip() if file.is_file() else "any known address"
-    host, _, port = found.rpartition(":")
+        head = file.read_text(encoding="utf-8").strip() if file.is_file() else "any known address"
+    host, _, port = head.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except (OSError, OverflowError, ValueError) as error:
         raise ValueError(
-            f"no Ray cluster answers at {found} (ray.address {address!r}): start one with "
+            f"no Ray cluster answers at {head} (ray.address {address!r}): start one with "
             "`ray start --head`, which prints its host:port, or set ray.address=local"
         ) from error
-    return found
+    return head

@@ -8,6 +8,7 @@ the end of the one that started it.
 """
 
 import ctypes
+import math
 import os
 import select
 import signal
@@ -19,15 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
 
-SILENCE_SECONDS = 20.0
-"""After this time without a word, once it began to speak, the driver is given up."""
-
-_JOIN_SECONDS = 60.0
-"""After this time it is given up if it has only begun to join Ray."""
-
-_CLEAN_ROUNDS = 30
-"""Tenths of a second without anything new: a process that was just started may come late."""
-
+# Without a word for so long, once it began to speak, or to join Ray, the driver is given up.
+SILENCE_SECONDS, _JOIN_SECONDS = 20.0, 60.0
+_CLEAN_ROUNDS = 30  # tenths of a second without anything new: a process may come late
 _INTERRUPTED = 3
 _DIE_WITH_PARENT = 1  # Linux's prctl(PR_SET_PDEATHSIG)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -88,17 +83,13 @@ def tell(word: str) -> None:
 
 
 def _watch(driver: int, read: int, sent: list[int]) -> int:
-    """Wait for the driver's end; return the exit code.
-
-    Args:
-        sent: The signals that it was sent so far.
-    """
-    way_on, code, silent, on_ray = "", None, None, False
+    """Wait for the end of the driver, which was sent some signals; return the exit code."""
+    way_on, code, silent, on_ray = "", None, -math.inf, False
     while True:
         # Counted in waits: the clock runs on while this process is suspended.
         if not select.select([read], [], [], 1.0)[0]:
-            silent = None if silent is None else silent + 1.0
-            if silent is not None and silent >= SILENCE_SECONDS:
+            silent += 1.0
+            if silent >= SILENCE_SECONDS:
                 os.kill(driver, signal.SIGKILL)
             continue
         if not (words := os.read(read, 1 << 16).decode().split("\n")[:-1]):
@@ -111,11 +102,11 @@ def _watch(driver: int, read: int, sent: list[int]) -> int:
                 way_on = rest
             on_ray |= kind == "joins"
             joins = SILENCE_SECONDS - _JOIN_SECONDS
-            silent = {"joins": joins, "answers": 0.0, "exit": 0.0}.get(kind)
+            silent = {"joins": joins, "answers": 0.0, "exit": 0.0}.get(kind, -math.inf)
     status = os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
     if code is not None:
         return code
-    if silent is not None and silent >= SILENCE_SECONDS:
+    if silent >= SILENCE_SECONDS:
         why = f"error: Ray has not answered for {SILENCE_SECONDS:g} s or more"
     elif sent and not way_on:
         why = "interrupted before anything was written: run the same command again"
@@ -133,10 +124,7 @@ def _watch(driver: int, read: int, sent: list[int]) -> int:
 
 
 def start_sweeper(folder: Path) -> "subprocess.Popen[bytes]":
-    """Start a process that removes a local Ray and its folder once its standard input is closed.
-
-    It ends some seconds after nothing is left.
-    """
+    """Start a process that removes a local Ray and its folder once its standard input is closed."""
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(folder)],
         stdin=subprocess.PIPE,
@@ -147,7 +135,7 @@ def start_sweeper(folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def _sweep(folder: Path) -> None:
-    """Wait until nobody holds the other end of the standard input, and remove what is left."""
+    """Wait until nobody holds the other end of the standard input; end once nothing is left."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     spared = {os.getpid(), os.getppid()}  # the latter may live on, without Ray

@@ -11,18 +11,20 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import cast
 
 from rich.console import Console
 from torch import Tensor
 
-from prunevolve.command_line import check_interrupt
+from prunevolve.command_line import Resumable, check_interrupt
 from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.progress import shown_progress
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.worker import Fault, Job
-from prunevolve.search.pool.workers import MOST, Backend, PoolError, Workers
+from prunevolve.search.pool.workers import MOST, Backend, Workers
 from prunevolve.search.records import Candidate, Losses, Outcome, Wanted
 from prunevolve.search.scale import Scale
 
@@ -31,54 +33,32 @@ MOST_SUSPECTS = 5
 so many exceptions have a baseline evaluated."""
 
 _BASELINE = Candidate(-1, named_metric("wanda"))
-
-_BACKWARD = 6
-"""The cost of collecting statistics per token, in forward passes: an upper bound."""
-
+_BACKWARD = 6  # most that collecting statistics costs per token, in forward passes
 _STEP_SECONDS = 0.5
 
 
 class CallError(RuntimeError):
-    """A job that the run cannot do without failed for a reason of its own, not a worker's.
-
-    Attributes:
-        trace: The traceback in the worker.
-    """
+    """A job that the run cannot do without failed for a reason of its own, not a worker's."""
 
     def __init__(self, message: str, trace: str) -> None:
         super().__init__(message)
-        self.trace = trace
+        self.trace = trace  # in the worker
 
 
+@dataclass(eq=False)
 class Pool:
-    """Workers that hold the models of a search and evaluate its candidates.
+    """Workers that hold the models of a search and evaluate its candidates."""
 
-    Args:
-        backend: Where they live.
-        experiment: What they are built from.
-        console: Shows faults, and how many losses are measured.
-        clock: Seconds since any fixed time.
-        known: Losses that were measured before, which are not measured again.
-        keep: Called with any others as soon as they are measured.
+    backend: Backend
+    experiment: Experiment
+    console: Console
+    clock: Callable[[], float] = time.monotonic
+    # Losses that are not measured again; what is called with others as soon as they are.
+    measured: dict[Wanted, Losses] = field(default_factory=dict)
+    keep: Callable[[Wanted, Losses], object] = lambda wanted, losses: None
 
-    Attributes:
-        workers: The workers, and their faults.
-        scale: What candidates are measured on, from `use_scale` on.
-    """
-
-    scale: Scale
-
-    def __init__(
-        self,
-        backend: Backend,
-        experiment: Experiment,
-        console: Console,
-        clock: Callable[[], float] = time.monotonic,
-        known: Mapping[Wanted, Losses] | None = None,
-        keep: Callable[[Wanted, Losses], object] = lambda wanted, losses: None,
-    ) -> None:
-        self._backend, self._experiment, self._console = backend, experiment, console
-        self._losses, self._keep = dict(known or {}), keep
+    def __post_init__(self) -> None:
+        self.scale: Scale  # what candidates are measured on, from `use_scale` on
         self._numbers = count()
         self._waiting: list[Job] = []
         self._suspects: list[Job] = []
@@ -86,22 +66,18 @@ class Pool:
         self._in_a_row = 0
         self._is_judged = False  # whether a baseline waits or is being evaluated
         self._decided: deque[Job] = deque()  # candidates whose outcomes nobody has taken yet
-        self.workers = Workers(
-            backend,
-            self._next,
-            experiment.config.ray,
-            clock,
-            say=lambda line: console.print(line, soft_wrap=True),
-        )
+        say = partial(self.console.print, soft_wrap=True)
+        settings = self.experiment.config.ray
+        self.workers = Workers(self.backend, self._next, settings, self.clock, say)
 
     def start(self) -> None:
-        """Wait for the first worker; raise PoolError if none comes or functions."""
+        """Wait for the first worker; raise Resumable if none comes or functions."""
         while not self.workers.loaded:
             self._turn(_STEP_SECONDS)
 
     def submit(self, candidate: Candidate) -> None:
         """Queue a candidate without waiting; an idle worker gets it at once."""
-        self._add(self._evaluation(candidate))
+        self._evaluate(candidate, next(self._numbers))
         self.workers.assign()
 
     def next_done(self) -> Job | None:
@@ -110,56 +86,49 @@ class Pool:
         return self._decided.popleft() if self._decided else None
 
     def losses(self, stage: str, wanted: Sequence[Wanted]) -> Mapping[Wanted, Losses]:
-        """Return all losses so far, once they have what is wanted; known ones are kept.
+        """Return all losses so far, once they have what is wanted; `stage` names the progress.
 
-        Args:
-            stage: What the progress is called.
-
-        Raises:
-            ValueError: If a value is wrong; one line.
-            CallError: If a job failed for a reason of its own.
-            PoolError: As in `start`.
+        Raises ValueError, in one line, if a value is wrong, CallError if a job failed for another
+        reason of its own, and Resumable as `start`.
         """
         total = len(set(wanted))
-        for one in dict.fromkeys(wanted):
-            if one not in self._losses:
-                subject = self._experiment.subject_of[one[0]]
-                self._add(Job("losses", one, self._cost(subject, one[1])))
-        with shown_progress(self._console) as show:
-            while missing := set(wanted) - self._losses.keys():
+        for arguments in dict.fromkeys(wanted):
+            if arguments not in self.measured:
+                task, role, _ = arguments
+                cost = self._cost(self.experiment.subject_of[task], role)
+                self._insert(Job("losses", arguments, cost, next(self._numbers)))
+        with shown_progress(self.console) as show:
+            while missing := set(wanted) - self.measured.keys():
                 show(stage, total - len(missing), total)
                 self._turn(_STEP_SECONDS)
             show(stage, total, total)
-        return self._losses
+        return self.measured
 
     def tensors(self, method: str, subject: int) -> dict[str, Tensor]:
-        """Return what an `Evaluator`'s method makes of a model; raises as `losses` does.
+        """Return what a method of `Evaluator` makes of a model; raises as `losses` does.
 
-        Args:
-            method: `collect_statistics`, or `probe_tensors` once these are used.
+        It is `collect_statistics`, or `probe_tensors` once these are used.
         """
-        job = Job(method, (subject,), _BACKWARD * self._cost(subject, "calibration"))
-        self._add(job)
+        cost = _BACKWARD * self._cost(subject, "calibration")
+        job = Job(method, (subject,), cost, next(self._numbers))
+        self._insert(job)
         while job.result is None:
             self._turn(_STEP_SECONDS)
         return cast("dict[str, Tensor]", job.result)
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Let all workers use a model's statistics from now on."""
-        self.workers.shared[subject] = self._backend.share(tensors)
+        self.workers.shared[subject] = self.backend.share(tensors)
 
     def use_scale(self, scale: Scale) -> None:
         """Let all workers measure candidates on this scale from now on."""
         self.scale = scale
-        self.workers.shared["scale"] = self._backend.share(scale)
-
-    def _evaluation(self, candidate: Candidate) -> Job:
-        return Job("evaluate", (candidate,), float(len(self._experiment.tasks)))
+        self.workers.shared["scale"] = self.backend.share(scale)
 
     def _cost(self, subject: int, role: str) -> float:
         """Return how long a text takes, in times of all fitness texts on the dense models."""
-        subjects = self._experiment.subjects
-        all_tokens = sum(one.tokens["fitness"].numel() for one in subjects)
+        subjects = self.experiment.subjects
+        all_tokens = sum(each.tokens["fitness"].numel() for each in subjects)
         return subjects[subject].tokens[role].numel() / all_tokens
 
     def _turn(self, seconds: float) -> None:
@@ -172,11 +141,11 @@ class Pool:
 
     # The queue
 
-    def _add(self, job: Job) -> None:
-        job.number = next(self._numbers)
-        self._waiting.append(job)
+    def _evaluate(self, candidate: Candidate, number: int) -> None:
+        self._insert(Job("evaluate", (candidate,), float(len(self.experiment.tasks)), number))
 
-    def _again(self, job: Job) -> None:
+    def _insert(self, job: Job) -> None:
+        """Let a job wait ahead of all that came later."""
         insort(self._waiting, job, key=lambda waiting: waiting.number)
 
     def _next(self) -> Job | None:
@@ -190,18 +159,18 @@ class Pool:
         job.faults[fault.kind] += 1
         left = MOST[fault.kind] - job.faults[fault.kind]
         if left > 1 or (left == 1 and not job.is_candidate):
-            self._again(job)
+            self._insert(job)
         elif left == 1:
             self._in_a_row += 1
             if self._in_a_row >= MOST_SUSPECTS:
                 row = f"{MOST_SUSPECTS} candidates in a row, the last of them"
-                raise PoolError(f"no worker functions: {row}: {job.reason(fault)}")
+                raise Resumable(f"no worker functions: {row}: {job.reason(fault)}")
             self._judge()
             self._suspects.append(job)
         elif job.is_candidate:
             self._fail(job, fault)
         else:
-            raise PoolError(f"no worker functions: {job.reason(fault)}")
+            raise Resumable(f"no worker functions: {job.reason(fault)}")
 
     def _answer(self, job: Job, result: object) -> None:
         """Take a worker's answer to a job, a value or a fault of the job's own."""
@@ -222,19 +191,17 @@ class Pool:
         elif job.method == "evaluate":
             self._is_judged = False
             while self._suspects:
-                self._again(self._suspects.pop())
+                self._insert(self._suspects.pop())
         elif job.method == "losses":
             wanted, losses = cast("Wanted", job.arguments), cast("Losses", result)
-            self._losses[wanted] = losses
-            self._keep(wanted, losses)
+            self.measured[wanted] = losses
+            self.keep(wanted, losses)
 
     def _judge(self) -> None:
         """Let a baseline be evaluated, unless one is: it shows who is to blame."""
         if not self._is_judged:
             self._is_judged = True
-            job = self._evaluation(_BASELINE)
-            job.number = -1
-            self._again(job)
+            self._evaluate(_BASELINE, -1)
 
     def _fail(self, job: Job, fault: Fault) -> None:
         """Let a candidate be `failed`, and the run end if the job is none."""
@@ -243,7 +210,7 @@ class Pool:
             self._decided.append(job)
             return
         if job.method == "evaluate":
-            raise PoolError(f"no worker functions: a baseline fails, too: {fault.line}")
+            raise Resumable(f"no worker functions: a baseline fails, too: {fault.line}")
         failed = f"a worker failed in {job.method}"
         if fault.kind == "refused":
             raise ValueError(f"{failed}: {fault.reason}")

@@ -4,21 +4,24 @@ What goes wrong comes back as a value: a `Fault`, with a kind that means the sam
 """
 
 import errno
+import gc
 import hashlib
 import re
 import resource
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import tensors_digest
 from prunevolve.search.records import Candidate, Outcome, Timing
 from prunevolve.search.scale import Scale
@@ -46,46 +49,34 @@ or its device failed; it did not answer in time; a value was wrong; any other er
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a job has no result.
-
-    Attributes:
-        reason: One line, the same wherever it happens.
-        place: The line of our code where it happened, if the job itself failed.
-        trace: The traceback, if there is one.
-    """
+    """Why a job has no result."""
 
     kind: FaultKind
-    reason: str
-    place: str = ""
-    trace: str = ""
+    reason: str  # one line, the same wherever it happens
+    source: str = ""  # the line of our code where it happened, if the job itself failed
+    trace: str = ""  # the traceback, if there is one
 
     @property
     def line(self) -> str:
-        """The reason, and the place if it is known."""
-        return f"{self.reason} at {self.place}" if self.place else self.reason
+        """The reason, and its source if there is one."""
+        return f"{self.reason} at {self.source}" if self.source else self.reason
 
 
 @dataclass(eq=False)
 class Job:
     """A method of an `Evaluator` with its arguments, or one of the two by which a worker starts.
 
-    Attributes:
-        method: `place` asks a worker to be there, `load` to hold its models.
-        cost: Roughly how long it takes, in times of all fitness windows on the dense models.
-        number: Its position in the order of arrival; -1 of a baseline that judges the workers.
-        faults: How often it met each kind of fault.
-        result: What came of it, of a candidate its outcome; None before.
-        trace: The traceback of a candidate that failed, if there is one.
+    `arrive` asks a worker to be there, `load` to hold its models.
     """
 
     method: str
     arguments: tuple[object, ...] = ()
-    cost: float = 0.0
-    number: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
+    cost: float = 0.0  # roughly, in times of all fitness windows on the dense models
+    number: int = 0  # position in the order of arrival; -1 of a baseline that judges the workers
+    faults: Counter[str] = field(default_factory=Counter)  # how often it met each kind
     timing: Timing = field(default_factory=dict)
-    result: object = None
-    trace: str = ""
+    result: object = None  # of a candidate its outcome; None before
+    trace: str = ""  # the traceback of a candidate that failed
 
     @property
     def is_candidate(self) -> bool:
@@ -113,34 +104,30 @@ class Job:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A worker holds its models.
+    """A worker holds its models."""
 
-    Attributes:
-        digests: Hashes of each model's dense weights.
-        seconds: Time taken to measure all fitness windows on the dense models.
-    """
-
-    digests: tuple[str, ...] = ()
-    seconds: float = 0.0
+    digests: tuple[str, ...] = ()  # hashes of each model's dense weights
+    seconds: float = 0.0  # to measure all fitness windows on the dense models
 
 
 Shared = Mapping[int | str, object]
 """What all workers use: each model's statistics by its index, and the `scale`. It goes with each
 job, and a worker takes over what it does not have."""
 
+Event: TypeAlias = tuple[int, object, Timing]
+"""A worker's number, the result of its job or a `Fault`, and the timing."""
 
+
+@dataclass(eq=False)
 class Worker:
-    """An evaluator that does jobs.
+    """What a worker's process holds, on Ray as an actor: an evaluator that does jobs."""
 
-    Args:
-        build: Loads the evaluator.
-        fetch: Returns the value for what stands in `Shared`.
-    """
+    build: Callable[[], Evaluator]
+    fetch: Callable[[object], object] = lambda value: value  # for what stands in `Shared`
 
-    def __init__(self, build: Callable[[], Evaluator], fetch: Callable[[object], object]) -> None:
-        self._build, self._fetch = build, fetch
+    def __post_init__(self) -> None:
         self._evaluator: Evaluator | None = None
-        self._has: dict[int | str, object] = {}
+        self._has: set[int | str] = set()
 
     def do(self, job: Job, shared: Shared) -> tuple[object, Timing]:
         """Return the result of a job, or a `Fault`; and its timing, which is not reproducible."""
@@ -154,24 +141,58 @@ class Worker:
         return result, {"seconds": round(seconds, 4), "peak_mib": round(peak, 1)}
 
     def _do(self, job: Job, shared: Shared) -> object:
-        if job.method == "place":
+        if job.method == "arrive":
             return None
         if job.method == "load":
-            self._evaluator = self._build()
+            self._evaluator = self.build()
         evaluator = self._evaluator
         assert evaluator
-        for key, value in shared.items():
-            if self._has.get(key) != value:
-                if isinstance(key, int):
-                    tensors = cast("dict[str, Tensor]", self._fetch(value))
-                    evaluator.residents[key].use_statistics(tensors)
-                else:
-                    evaluator.scale = cast("Scale", self._fetch(value))
-                self._has[key] = value
+        for key in shared.keys() - self._has:
+            value = self.fetch(shared[key])
+            if isinstance(key, int):
+                evaluator.residents[key].use_statistics(cast("dict[str, Tensor]", value))
+            else:
+                evaluator.scale = cast("Scale", value)
+            self._has.add(key)
         if job.method == "load":
             digests = tuple(tensors_digest(resident.master) for resident in evaluator.residents)
             return Loaded(digests, sum(resident.seconds for resident in evaluator.residents))
         return getattr(evaluator, job.method)(*job.arguments)
+
+
+class InProcess:
+    """The backend whose one worker is this process: for tests and for `ray.workers: 0`.
+
+    A job is done inside `events`; once the worker is stopped, the next loads anew.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._build = partial(Evaluator, experiment)
+        self._worker: Worker | None = None
+        self._given: tuple[Job, Shared] | None = None
+
+    def room(self) -> int:
+        return 1
+
+    def start(self, worker: int) -> None:
+        self._number, self._worker = worker, Worker(self._build)
+
+    def stop(self, worker: int) -> None:
+        self._worker = self._given = None
+        gc.collect()  # before they are loaded again: memory may not hold two copies
+
+    def give(self, worker: int, job: Job, shared: Shared) -> None:
+        self._given = job, shared
+
+    def events(self, seconds: float) -> Sequence[Event]:
+        if not self._given or not self._worker:
+            time.sleep(min(seconds, 0.05))
+            return []
+        given, self._given = self._given, None
+        return [(self._number, *self._worker.do(*given))]
+
+    def share(self, value: object) -> object:
+        return value
 
 
 _DEVICE_FAULTS = ("CUDA error", "cuBLAS", "CUBLAS", "cuDNN", "CUDNN", "NCCL")
@@ -182,27 +203,24 @@ def fault_of(error: Exception) -> Fault:
     """Return what an exception means for a pool."""
     trace = "".join(traceback.format_exception(error))
     message = (str(error).strip().splitlines() or [""])[0][:200]
-    # Drop what differs between attempts: sizes here, addresses below.
-    if _lacks_memory(error, message):
+    # What differs between attempts is dropped: sizes here, addresses below.
+    if (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        # torch's CPU allocator raises RuntimeError, too.
+        or (isinstance(error, RuntimeError) and any(word in message for word in _MEMORY_FAULTS))
+    ):
         return Fault("out of memory", f"{type(error).__name__}: out of memory", "", trace)
     reason = f"{type(error).__name__}: {re.sub('0x[0-9a-f]+', '0x...', message)}"
     # torch reports device faults as RuntimeError.
     if isinstance(error, RuntimeError) and any(word in message for word in _DEVICE_FAULTS):
         return Fault("out of memory", reason, "", trace)
-    kind: FaultKind = "refused" if isinstance(error, ValueError) else "error"
-    return Fault(kind, reason, _place(error), trace)
+    return Fault(
+        "refused" if isinstance(error, ValueError) else "error", reason, _source(error), trace
+    )
 
 
-def _lacks_memory(error: Exception, message: str) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    # torch's CPU allocator raises RuntimeError, too.
-    return isinstance(error, RuntimeError) and any(word in message for word in _MEMORY_FAULTS)
-
-
-def _place(error: Exception) -> str:
+def _source(error: Exception) -> str:
     """Return the innermost line of our code in the traceback, as `search/evaluator.py:120`."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)

@@ -1,4 +1,4 @@
-"""The workers of a pool: they are started, get jobs, answer, and are stopped.
+"""The workers as the driver sees them: they are started, get jobs, answer, and are stopped.
 
 A worker that is lost, runs out of memory or does not answer in time is stopped, and its job goes to
 another.
@@ -7,46 +7,31 @@ another.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from prunevolve.command_line import Resumable
 from prunevolve.configs.schema import Ray
-from prunevolve.search.pool.worker import Fault, Job, Loaded, Shared
+from prunevolve.search.pool.worker import Event, Fault, Job, Loaded, Shared
 from prunevolve.search.records import Timing
 
+# How often a job may meet a fault of a worker, by kind.
 MOST = {"lost": 8, "no memory on node": 5, "out of memory": 3, "timeout": 3}
-"""How often a job may meet a fault of a worker, by kind."""
-
-MOST_STARTS = 3
-"""Workers that may fail to start in a row while there is no other worker."""
-
-GRACE, FACTOR = 20.0, 10.0
-"""A job is given GRACE seconds plus FACTOR times its expected duration."""
-
+MOST_STARTS = 3  # workers that may fail to start in a row while there is no other worker
+GRACE, FACTOR = 20.0, 10.0  # a job is given GRACE seconds plus FACTOR times its expected duration
+# Most seconds before the next start, which double with each worker that fails to start; also the
+# seconds after a worker was killed because its node lacked memory.
 _LONGEST_BREAK = 60.0
-"""The upper limit of the seconds before the next start, which double with each worker that fails to
-start; also the seconds after a worker was killed because its node lacked memory."""
-
-_LONGEST_TICK = 5.0
-"""Seconds that one turn counts at most: no timeout because this process was suspended."""
-
-
-Event: TypeAlias = tuple[int, object, Timing]
-"""A worker's number, the result of its job or a `Fault`, and the timing."""
-
-
-class PoolError(Resumable):
-    """The workers are gone or unusable; the run can be resumed once they are back."""
+_LONGEST_TICK = 5.0  # most seconds that one turn counts: this process may have been suspended
 
 
 class Backend(Protocol):
-    """Workers somewhere, each identified by a number that is never reused."""
+    """Workers somewhere, by numbers that are never reused."""
 
     def room(self) -> int:
         """Return how many workers there can be now."""
 
-    def start(self) -> int:
-        """Begin to start a worker; return its number."""
+    def start(self, worker: int) -> None:
+        """Begin to start a worker."""
 
     def stop(self, worker: int) -> None:
         """End a worker at once, whatever it is doing; what it still sends is ignored."""
@@ -63,54 +48,33 @@ class Backend(Protocol):
 
 @dataclass(eq=False)
 class _State:
-    """What a worker does: it waits for room, loads, waits for a job or does one.
+    """Where a worker is: it waits for room, loads, waits for a job or does one."""
 
-    Attributes:
-        job: What it does now.
-        due: When that must be done; None until there is room for the worker.
-        ready: Whether it holds its models.
-    """
-
-    job: Job | None = field(default_factory=lambda: Job("place"))
-    due: float | None = None
-    ready: bool = False
+    job: Job | None = field(default_factory=lambda: Job("arrive"))  # what it does now
+    due: float | None = None  # when that must be done; None until there is room for the worker
+    ready: bool = False  # whether it holds its models
 
 
+@dataclass(eq=False)
 class Workers:
-    """The workers of a pool, and the faults so far.
+    """All workers with what each does, and the faults so far."""
 
-    Args:
-        backend: Where they live.
-        next_job: Returns the next job that waits, if there is one.
-        settings: How many there are, and how long they are waited for.
-        clock: Seconds since any fixed time.
-        say: Called with a line to show to the user.
+    backend: Backend
+    next_job: Callable[[], Job | None]  # returns the next job that waits, if there is one
+    settings: Ray
+    clock: Callable[[], float]  # returns seconds since any fixed time
+    say: Callable[[str], object]  # shows a line to the user
 
-    Attributes:
-        shared: What all of them use.
-        loaded: What the first that was ready said of its models.
-        faults: Number of faults so far, by kind.
-        trouble: The latest fault, in one line.
-    """
-
-    def __init__(
-        self,
-        backend: Backend,
-        next_job: Callable[[], Job | None],
-        settings: Ray,
-        clock: Callable[[], float],
-        say: Callable[[str], object],
-    ) -> None:
-        self._backend, self._next_job, self._settings = backend, next_job, settings
-        self._clock, self._say = clock, say
-        self._last_clock, self._now = clock(), 0.0
-        self._workers: dict[int, _State] = {}
+    def __post_init__(self) -> None:
+        self._last_clock, self._now = self.clock(), 0.0
+        self._workers: dict[int, _State] = {}  # by number
+        self._started = 0
         self._failed_starts: list[str] = []
         self._next_start = self._alone_since = self._longest = 0.0
         self.shared: dict[int | str, object] = {}
-        self.loaded: Loaded | None = None
-        self.faults: Counter[str] = Counter()
-        self.trouble = ""
+        self.loaded: Loaded | None = None  # what the first that was ready said of its models
+        self.faults: Counter[str] = Counter()  # by kind
+        self.trouble = ""  # the latest fault, in one line
 
     @property
     def ready(self) -> int:
@@ -130,16 +94,13 @@ class Workers:
     def turn(self, seconds: float) -> Iterator[tuple[Job, object]]:
         """Let workers start, work, answer and stop, waiting at most this long for an answer.
 
-        Yields:
-            Jobs with their results or faults, as they come.
-
-        Raises:
-            PoolError: If there is no worker and none comes, or no worker functions.
+        Yields jobs with their results or faults. Raises Resumable if there is no worker and none
+        comes, or none can be started.
         """
         self._tick()
         self._start()
         self.assign()
-        events = self._backend.events(seconds)
+        events = self.backend.events(seconds)
         self._tick()
         for number, result, timing in events:
             if worker := self._workers.get(number):  # it may have been stopped meanwhile
@@ -154,50 +115,51 @@ class Workers:
     def assign(self) -> None:
         """Give idle workers the jobs that wait."""
         for number, worker in self._workers.items():
-            if not worker.job and (job := self._next_job()):
+            if not worker.job and (job := self.next_job()):
                 worker.job = job
                 expected = max(self._longest, job.cost * (self.loaded or Loaded()).seconds)
                 allowed = (GRACE + FACTOR * expected) * 2 ** job.faults["timeout"]
                 worker.due = self._now + allowed
-                self._backend.give(number, job, dict(self.shared))
+                self.backend.give(number, job, dict(self.shared))
 
     def _tick(self) -> None:
-        clock = self._clock()
+        clock = self.clock()
         self._now += min(clock - self._last_clock, _LONGEST_TICK)
         self._last_clock = clock
 
     def _start(self) -> None:
         """Start the workers that are wanted; those for whom there is no room yet wait."""
-        most = self._settings.workers
-        most = self._backend.room() if most is None else max(1, most)
+        most = self.settings.workers
+        most = self.backend.room() if most is None else max(1, most)
         waiting = [number for number, worker in self._workers.items() if worker.due is None]
         for number in waiting[: max(0, len(self._workers) - most)]:  # a node is gone
-            self._backend.stop(number)
+            self.backend.stop(number)
             del self._workers[number]
         if self._now < self._next_start or self._is_refused:
             return
         for _ in range(most - len(self._workers)):
-            number = self._backend.start()
-            self._workers[number] = _State()
-            self._backend.give(number, Job("place"), {})
+            self._started += 1
+            self._workers[self._started] = _State()
+            self.backend.start(self._started)
+            self.backend.give(self._started, Job("arrive"), {})
 
     def _check(self) -> None:
-        """Raise PoolError if there are no workers, and none may still come."""
-        if any(worker.ready for worker in self._workers.values()):
+        """Raise Resumable if there are no workers, and none may still come."""
+        if self.ready:
             self._alone_since = self._now
         if any(worker.due is not None for worker in self._workers.values()):
             return  # those that load have a deadline
         if self._is_refused:
-            raise PoolError(f"no worker could be started: {self.trouble}")
+            raise Resumable(f"no worker could be started: {self.trouble}")
         why = f"; the last fault: {self.trouble}" if self.trouble else ""
         if "memory" in self.trouble:
             why += ": set low_memory=true or fewer ray.workers"
         failed = sum(kind not in ("lost", "no memory on node") for kind in self._failed_starts)
         if failed >= MOST_STARTS:
-            raise PoolError(f"no worker could be started, {failed} times{why}")
-        if self._now - self._alone_since > self._settings.wait_seconds:
-            limit = f"{self._settings.wait_seconds:g} s (ray.wait_seconds)"
-            raise PoolError(f"no worker for {limit}{why}")
+            raise Resumable(f"no worker could be started, {failed} times{why}")
+        if self._now - self._alone_since > self.settings.wait_seconds:
+            limit = f"{self.settings.wait_seconds:g} s (ray.wait_seconds)"
+            raise Resumable(f"no worker for {limit}{why}")
 
     @property
     def _is_refused(self) -> bool:
@@ -220,8 +182,8 @@ class Workers:
                 self._longest = max(self._longest, timing.get("seconds", 0.0))
             yield job, result
         elif not isinstance(result, Loaded):  # there is room for it
-            worker.job, worker.due = Job("load"), self._now + self._settings.start_seconds
-            self._backend.give(number, worker.job, dict(self.shared))
+            worker.job, worker.due = Job("load"), self._now + self.settings.start_seconds
+            self.backend.give(number, worker.job, dict(self.shared))
         elif self.loaded and result.digests != self.loaded.digests:
             reason = f"its models are not the run's: {result.digests}"
             yield from self._stop(number, Fault("refused", reason))
@@ -232,7 +194,7 @@ class Workers:
 
     def _stop(self, number: int, fault: Fault) -> Iterator[tuple[Job, Fault]]:
         """Stop a worker, or forget one that has ended; yield its job, if it had one."""
-        self._backend.stop(number)
+        self.backend.stop(number)
         worker = self._workers.pop(number)
         self.faults[fault.kind] += 1
         lacks_memory = fault.kind == "no memory on node" and self._workers
@@ -244,7 +206,7 @@ class Workers:
             pause = min(_LONGEST_BREAK, 2.0 ** len(self._failed_starts))
         self._next_start = max(self._next_start, self._now + pause)
         if fault.line != self.trouble:  # news
-            self._say(f"a worker ended: {fault.line}")
+            self.say(f"a worker ended: {fault.line}")
         self.trouble = fault.line
         if worker.ready and worker.job:
             yield worker.job, fault

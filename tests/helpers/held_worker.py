@@ -11,13 +11,13 @@ from pathlib import Path
 
 import psutil
 
-from prunevolve.search.pool.on_ray import RayWorker
+from prunevolve.search.pool.worker import Worker
 
 FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 """The variable of the environment that names the folder."""
 
 
-class HeldWorker(RayWorker):
+class HeldWorker(Worker):
     def do(self, job, shared):
         name = str(job.candidate.index) if job.method == "evaluate" else job.method
         orders = _log(name)

@@ -11,12 +11,11 @@ import sys
 from toy_setup import embedded_setup
 from transformers.utils import logging
 
-from prunevolve.command_line import interruptible
+from prunevolve.command_line import Resumable, interruptible
 from prunevolve.configs.schema import Ray
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
 from prunevolve.search.pool.worker import Job
-from prunevolve.search.pool.workers import PoolError
 
 
 def main():
@@ -40,17 +39,18 @@ def _drive():
     except KeyboardInterrupt:
         print("interrupted", flush=True)
         sys.exit(3)
-    except (PoolError, ValueError) as error:
+    except (Resumable, ValueError) as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         sys.exit(3)
     sys.exit(0)
 
 
 def _serve(backend):
-    backend.give(backend.start(), Job("place"), {})
+    backend.start(1)
+    backend.give(1, Job("arrive"), {})
     while not (events := backend.events(0.2)):
         pass
-    facts = {"driver": os.getpid(), "room": backend.room(), **dict(events[0][1])}
+    facts = {"driver": os.getpid(), "room": backend.room(), **events[0][1]}
     print("up " + json.dumps(facts), flush=True)
     line = ""
     while not line:

@@ -21,4 +21,4 @@ class Facts:
             "head": ray.get_runtime_context().gcs_address,
             "token": os.environ.get("RAY_AUTH_TOKEN", ""),
         }
-        return list(facts.items()), {}  # a mapping would be taken for tensors
+        return facts, {}

@@ -10,6 +10,7 @@ from refusals import refusal
 from safetensors.torch import load_file, save_file
 from toy_models import FAMILIES, change_json, change_weights, toy_model
 
+from prunevolve.command_line import FolderError
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
@@ -17,8 +18,8 @@ from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.run import result
-from prunevolve.pruning.run.result import check_output_folder, model_card, save_model, save_papers
-from prunevolve.pruning.run.verify import FolderMismatchError, Inspector, verify_result
+from prunevolve.pruning.run.result import check_output_folder, model_card, save_model, save_report
+from prunevolve.pruning.run.verify import Inspector, verify_result
 from prunevolve.pruning.store import FolderStore
 
 PLACE = {"corpus": "/home/me/own.txt + c4", "split": "all", "windows": 2, "length": 8, "tokens": 16}
@@ -64,7 +65,7 @@ def saved(dense):
         inspector = Inspector(store.model.config, [*linear_layers(store.model)], target, {})
         save_model(store, inspector)
         procedure = procedure_of(name or str(dense), target)
-        save_papers(folder, procedure, MEASURED | measured, inspector)
+        save_report(folder, procedure, MEASURED | measured, inspector)
         return json.loads((folder / "pruning_report.json").read_text())
 
     return save
@@ -194,7 +195,7 @@ def altered(name, **settings):
 def test_verify_result_names_what_changed_or_is_missing(tmp_path, saved, change, message):
     saved(tmp_path)
     change(tmp_path)
-    assert message in refusal(verify_result, tmp_path, error=FolderMismatchError)
+    assert message in refusal(verify_result, tmp_path, error=FolderError)
 
 
 @pytest.mark.parametrize(
@@ -204,13 +205,13 @@ def test_verify_result_names_what_changed_or_is_missing(tmp_path, saved, change,
         ("begun", 1, "begun' is unfinished: go on with --resume "),
         ("file/below", 1, "file is a file; name a new folder"),
         ("link", 1, "link' is a broken link: name a new folder"),
-        ("new", 10**18, r"needs 1000000000\.0 GB, and its disk has "),
+        ("new", 10**18, r"needs 888\.2 PiB, and its disk has "),
     ],
 )
 def test_check_output_folder_names_what_does_not_fit(tmp_path, name, size, message):
     (tmp_path / "file").touch()
     (tmp_path / "begun" / ".unfinished").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FolderMismatchError, match=message):
+    with pytest.raises(FolderError, match=message):
         check_output_folder(tmp_path / name, size)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "begun", "link"}

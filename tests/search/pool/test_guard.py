@@ -93,7 +93,7 @@ KILLED = f"error: the search was killed by SIGKILL; {WAY_ON}"
         (("group",), -9, "interrupted"),
         ((), 0, ""),
         # Whoever notices first: the driver, or Ray, which ends it.
-        (("raylet",), 3, "(PoolError: Ray .* is gone|error: Ray ended the search).*"),
+        (("raylet",), 3, "(Resumable: Ray .* is gone|error: Ray ended the search).*"),
         (("head",), 3, SILENT),
         (("head that hangs",), 3, SILENT),
     ],
@@ -189,8 +189,8 @@ def test_auto_takes_ray_address_before_the_file_or_says_how_to_start_one(tmp_pat
     assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:8 ")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     assert refusal("auto").startswith("no Ray cluster answers at 127.0.0.1:9 ")
-    message = refusal("head")
-    assert message.startswith("no Ray cluster answers at head (")
+    message = refusal("head:1")
+    assert message.startswith("no Ray cluster answers at head:1 (")
     assert message.endswith(
         "`ray start --head`, which prints its host:port, or set ray.address=local"
     )

@@ -7,8 +7,7 @@ import pytest
 import torch
 from toy_setup import SNIP, WANDA, brief, embedded_setup, jobs_of, outcomes_of, quiet_pool
 
-from prunevolve.search.pool.in_process import InProcess
-from prunevolve.search.pool.worker import fault_of
+from prunevolve.search.pool.worker import InProcess, fault_of
 from prunevolve.search.pool.workers import MOST
 from prunevolve.search.records import Candidate
 from prunevolve.search.resident import Resident

@@ -12,8 +12,8 @@ import pytest
 from search_process import until
 from toy_setup import embedded_setup
 
+from prunevolve.command_line import Resumable
 from prunevolve.search.pool import cluster, guard
-from prunevolve.search.pool.workers import PoolError
 
 NODE = {"NodeID": "here", "Alive": True, "Resources": {"CPU": 2}}
 
@@ -36,7 +36,10 @@ def opened(monkeypatch, guarded):
     @contextmanager
     def opened(nodes, load=lambda subject: None):
         here = SimpleNamespace(get_node_id=lambda: "here")
-        fake = SimpleNamespace(nodes=nodes, get_runtime_context=lambda: here, put=lambda value: 0)
+        fake = SimpleNamespace(
+            nodes=nodes, get_runtime_context=lambda: here, put=lambda value: 0, get=None
+        )
+        fake.util = SimpleNamespace(register_serializer=lambda kind, **how: None)
         fake.remote = lambda **resources: lambda actor: SimpleNamespace(remote=actor)
         monkeypatch.setattr(on_ray, "ray", fake)
         monkeypatch.setattr(on_ray, "_LOOK_SECONDS", 0.001)
@@ -107,14 +110,14 @@ def test_error_of_ray_that_passes_ends_nothing_and_one_that_stays_does(opened):
         fails["is"] = lambda: len(looks) % 3
         assert events() == []
         fails["is"] = lambda: True
-        with pytest.raises(PoolError, match=r"^Ray \(local\) failed: the head is busy$"):
+        with pytest.raises(Resumable, match=r"^Ray \(local\) failed: the head is busy$"):
             events()
         fails["is"] = lambda: False
         assert events() == []
 
 
 def test_sigterm_while_ray_starts_is_an_interrupt(monkeypatch):
-    def ended(**_):
+    def ended(address, **_):
         raise SystemExit(15)  # as Ray's handler does
 
     monkeypatch.setitem(

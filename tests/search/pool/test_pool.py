@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import pytest
 from toy_setup import drive, embedded_setup, quiet_pool
 
+from prunevolve.command_line import Resumable
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.pool.pool import MOST_SUSPECTS, CallError
 from prunevolve.search.pool.worker import Fault, Loaded
-from prunevolve.search.pool.workers import FACTOR, GRACE, MOST, MOST_STARTS, PoolError
+from prunevolve.search.pool.workers import FACTOR, GRACE, MOST, MOST_STARTS
 from prunevolve.search.records import Candidate, Outcome
 
 HANG = object()
@@ -44,12 +45,11 @@ class ScriptedBackend:
     def room(self):
         return self.places
 
-    def start(self):
-        self.started += 1
-        return self.started
+    def start(self, worker):
+        self.started = worker
 
     def give(self, worker, job, shared):
-        if job.method == "place":
+        if job.method == "arrive":
             self.waiting.append(worker)
         elif job.method == "load":
             came = self.starts(worker)
@@ -208,7 +208,7 @@ def test_baseline_that_raises_ends_the_run_and_blames_no_suspect(backend, fault)
     pool = ready_pool(backend)
     submit(pool, 0)
     line = f"no worker functions: a baseline fails, too: {RAISED.line}"
-    with pytest.raises(PoolError, match=f"^{re.escape(line)}$"):
+    with pytest.raises(Resumable, match=f"^{re.escape(line)}$"):
         drive(pool, 1)
 
 
@@ -219,7 +219,7 @@ def test_pool_where_nothing_can_be_evaluated_blames_no_candidate(backend, fault,
     pool = ready_pool(backend)
     submit(pool, *range(candidates))
     done = []
-    with pytest.raises(PoolError, match=r"^no worker functions: .*$") as error:
+    with pytest.raises(Resumable, match=r"^no worker functions: .*$") as error:
         for _ in range(3000):
             done += turns(pool, 1)
     assert "\n" not in str(error.value)
@@ -233,7 +233,7 @@ def test_device_that_fails_all_but_the_baseline_ends_the_run(backend, at_once):
     backend.does = faulty(EXHAUSTED, set(range(100)))
     pool = ready_pool(backend)
     failed = []
-    with pytest.raises(PoolError, match=f"{MOST_SUSPECTS} candidates in a row, the last of them: "):
+    with pytest.raises(Resumable, match=f"{MOST_SUSPECTS} candidates in a row, the last of them: "):
         for first in range(0, 100, at_once):
             submit(pool, *range(first, first + at_once))
             while len(failed) < first + at_once:
@@ -255,7 +255,7 @@ def test_node_where_everything_raises_blames_none_though_others_work(backend):
     backend.does = lambda worker, job: HANG if worker == 1 else RAISED
     pool = ready_pool(backend)
     submit(pool, *range(30))
-    with pytest.raises(PoolError, match="a baseline fails, too"):
+    with pytest.raises(Resumable, match="a baseline fails, too"):
         assert turns(pool, 100) == []
     assert len(backend.given) == 1 + MOST_SUSPECTS + 1
 
@@ -336,7 +336,7 @@ def test_workers_that_cannot_start_again_end_the_run_with_the_reason(backend):
     backend.starts = lambda worker: REFUSED
     backend.does = lambda worker, job: LOST
     submit(pool, 0, 1)
-    with pytest.raises(PoolError, match=r"no worker could be started, .*model 'm' cannot be") as e:
+    with pytest.raises(Resumable, match=r"no worker could be started, .*model 'm' cannot be") as e:
         turns(pool, 1000)
     assert "\n" not in str(e.value)
     assert len(backend.tries(0)) == 1  # to a worker that was there
@@ -364,7 +364,7 @@ def test_pool_waits_its_time_for_room_and_for_workers_that_never_start(
     backend.places, backend.starts = places, lambda worker: HANG
     pool = pool_of(backend)
     before = backend.seconds
-    with pytest.raises(PoolError, match=rf"no worker for 300 s \(ray.wait_seconds\){why}"):
+    with pytest.raises(Resumable, match=rf"no worker for 300 s \(ray.wait_seconds\){why}"):
         pool.start()
     assert least <= backend.seconds - before < least + 2
     assert backend.stopped == stopped
@@ -377,7 +377,7 @@ def test_workers_lost_while_they_start_cost_no_try_and_are_not_waited_for_withou
     backend.does = lambda worker, job: LOST
     submit(pool, 0)
     before = backend.seconds
-    with pytest.raises(PoolError, match="no worker for 300 s"):
+    with pytest.raises(Resumable, match="no worker for 300 s"):
         turns(pool, 10000)
     assert WAIT < backend.seconds - before < WAIT + 70
     assert len(backend.tries(0)) == 3  # all that were ready

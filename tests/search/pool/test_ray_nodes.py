@@ -106,7 +106,7 @@ def test_further_worker_costs_its_pruned_copy_and_little_else(tmp_path):
             pool.submit(Candidate(index, SNIP))
         orders.wait_for(pool, "8")
         orders.wait_for(pool, "9")
-    libraries, now = orders.memory("place"), orders.memory("8") | orders.memory("9")
+    libraries, now = orders.memory("arrive"), orders.memory("8") | orders.memory("9")
     own = {pid: now[pid] - libraries[pid] for pid in now}
     assert len(own) == 2
     # As large as that each: weights, dense copy, and two matrices of statistics. The rest is what
