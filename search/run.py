@@ -21,14 +21,13 @@ from prunevolve.configs.schema import load as read_config
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import step
-from prunevolve.search.evolution import Evolution
+from prunevolve.search.evolution import Evolution, State
 from prunevolve.search.experiment import Experiment, pinned_config, resolve
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
 from prunevolve.search.pool.in_process import InProcess
 from prunevolve.search.pool.pool import CallError, Pool
 from prunevolve.search.pool.workers import Backend
-from prunevolve.search.population import State
 from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
 from prunevolve.search.progress import OnRecord, Recorder, ignore
 from prunevolve.search.records import Record

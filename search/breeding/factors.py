@@ -21,7 +21,7 @@ from prunevolve.search.breeding.product import (
     Exponents,
     factors_of,
     product_of_powers,
-    rests_of,
+    without_each_factor,
 )
 from prunevolve.search.breeding.trees import grown, to_tree
 
@@ -50,7 +50,6 @@ _RELATIVE = (
     *("I", "exp(D)"),
 )
 _TABLE = tuple(map(Metric.parse, _RELATIVE))
-_SNIP = (Metric("W"), Metric("G"))
 
 
 def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
@@ -84,7 +83,7 @@ class Products:
         return self._made(product)
 
     def child(self, first: Metric, second: Metric) -> Metric:
-        """Make a child by crossover and mutation of factors; the parents are unchanged."""
+        """Make a child by crossover and mutation of factors."""
         product = factors_of(first)
         if random.random() < self.search.crossover:
             product = self._crossed(product, factors_of(second))
@@ -133,10 +132,10 @@ class Products:
         if metric.problem:  # nothing was drawn that varies with both sides, or it cancelled
             metric = product_of_powers((self._core() | factors_of(metric)).items())
         while len(left := factors_of(metric)) > MOST:
-            rests = rests_of(metric, self.comparable)
-            if not rests:
+            shorter = without_each_factor(metric, self.comparable)
+            if not shorter:
                 break
-            metric = rests[min(rests, key=lambda base: abs(left[base]))]
+            metric = shorter[min(shorter, key=lambda base: abs(left[base]))]
         return metric
 
     def _core(self) -> Exponents:
@@ -144,7 +143,7 @@ class Products:
         if not self.comparable:
             return {Metric("W"): 1.0}
         if "G" in self.primitives.mapping:
-            return dict.fromkeys(_SNIP, 1.0)
+            return {Metric("W"): 1.0, Metric("G"): 1.0}
         return {next(base for base in self.table if base.shape == MATRIX): 1.0}
 
     def _is_free(self, base: Metric) -> bool:
@@ -153,21 +152,21 @@ class Products:
 
     def _grown(self) -> Metric | None:
         """Grow a factor; None if the tree is none."""
-        tree = gp.PrimitiveTree(gp.genHalfAndHalf(self.primitives, *self.search.initial_depth))
-        return self._relative(grown(tree, self.primitives, self.comparable))
+        grow = gp.genHalfAndHalf(self.primitives, *self.search.initial_depth)
+        return self._factor(gp.PrimitiveTree(grow))
 
     def _varied(self, base: Metric) -> Metric | None:
         """Return a factor with a grown subtree in its tree; None if that is none."""
         match base:
             case Metric("exp", (Metric("divrms", (inner, _)),)) | Metric("divrms", (inner, _)):
                 base = inner
-        tree = to_tree(base, self.primitives)
         grow = partial(gp.genHalfAndHalf, min_=0, max_=1)
-        tree = gp.mutUniform(tree, lambda pset, type_: grow(pset, type_=type_), self.primitives)[0]
-        return self._relative(grown(tree, self.primitives, self.comparable))
+        (tree,) = gp.mutUniform(to_tree(base, self.primitives), grow, self.primitives)
+        return self._factor(tree)
 
-    def _relative(self, metric: Metric) -> Metric | None:
+    def _factor(self, tree: gp.PrimitiveTree) -> Metric | None:
         """Return what a tree is as a factor: relative, and never negative; None if it is none."""
+        metric = grown(tree, self.comparable)
         if metric.mistyped or metric.shape == NUMBER or (self.comparable and not metric.has_units):
             return None
         relative = Metric("divrms", (metric, metric))

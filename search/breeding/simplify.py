@@ -44,8 +44,7 @@ def simplify(criterion: Criterion) -> Criterion:
 def _simplify_node(metric: Metric) -> Metric:
     metric = interned(metric.name, tuple(map(_simplify_node, metric.operands)))
     for rewrite in VALUE_PRESERVING:
-        replacement = rewrite(metric)
-        if replacement is not None:
+        if replacement := rewrite(metric):
             return _simplify_node(replacement)
     return metric
 
@@ -96,16 +95,6 @@ def _fold_numbers(node: Metric) -> Metric | None:
     return Metric.constant(value) if is_number(value) else None
 
 
-def _drop_neutral_number(node: Metric) -> Metric | None:
-    """Drop an addend 0, and a factor or divisor 1."""
-    match node:
-        case Metric("add", (number, other)) if number == _ZERO:
-            return other
-        case Metric("mul", (number, other)) | Metric("quot", (other, number)) if number == _ONE:
-            return other
-    return None
-
-
 def _merge_factors(node: Metric) -> Metric | None:
     """Merge nested factors, or a negation and a factor, into one factor."""
     if node.name == "neg":
@@ -148,6 +137,10 @@ def _merge_powers(node: Metric) -> Metric | None:
 def _cancel(node: Metric) -> Metric | None:
     """Name a square; drop what does nothing, or is undone or already done by what is inside it."""
     match node:
+        case Metric("add", (number, other)) if number == _ZERO:
+            return other
+        case Metric("mul", (number, other)) | Metric("quot", (other, number)) if number == _ONE:
+            return other
         case Metric("mul", (inner, other)) if inner == other:
             return Metric("sqr", (inner,))
         case Metric("pow", operands):
@@ -193,9 +186,8 @@ def _order_operands(node: Metric) -> Metric | None:
 
 VALUE_PRESERVING: tuple[Rewrite, ...] = (
     _fold_numbers,
-    _drop_neutral_number,
-    _merge_factors,
     _cancel,
+    _merge_factors,
     _merge_powers,
     _move_negation_out,
     _order_operands,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from report_run import STATUS
 
 from prunevolve.pruning.progress import PlainConsole
-from prunevolve.search.population import State
+from prunevolve.search.evolution import State
 from prunevolve.search.progress import Recorder, ignore, lines_of, values_of
 
 

@@ -9,7 +9,7 @@ from prunevolve.search.breeding.product import (
     exponents_of,
     factors_of,
     product_of_powers,
-    rests_of,
+    without_each_factor,
 )
 from prunevolve.search.breeding.variation import Breeder, seeded
 
@@ -81,7 +81,9 @@ def test_product_of_powers_gives_the_scores_of_the_factors_and_one_power_a_matri
     ],
 )
 def test_rest_is_the_metric_divided_by_the_factor(text, base, rest):
-    assert rests_of(Metric.parse(text), comparable=False)[Metric.parse(base)].text == rest
+    assert (
+        without_each_factor(Metric.parse(text), comparable=False)[Metric.parse(base)].text == rest
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_rest_is_the_metric_divided_by_the_factor(text, base, rest):
 def test_rests_are_of_factors_without_which_weights_can_be_ranked_and_compared(
     text, comparable, rests
 ):
-    found = rests_of(Metric.parse(text), comparable)
+    found = without_each_factor(Metric.parse(text), comparable)
     assert [base.text for base in found] == rests
     for base, rest in found.items():
         others = {x: c for x, c in factors_of(Metric.parse(text)).items() if x != base}
