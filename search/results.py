@@ -38,10 +38,10 @@ def finish(recorder: Recorder) -> JsonObject:
     winner = choice.winner
     folder.write_best(winner.record, experiment.origin(candidate=winner.name))
     folder.write_hall_of_fame(choice.standings, state.hall_of_fame)
-    places = range(len(experiment.tasks))
-    wanted = [(place, "report", winner.record.criterion) for place in places]
-    known = pool.losses("report", [*wanted_of("report", places), *wanted])
-    tasks = [_measured(experiment, known, place, winner.record) for place in places]
+    every_task = range(len(experiment.tasks))
+    wanted = [(task, "report", winner.record.criterion) for task in every_task]
+    losses = pool.losses("report", [*wanted_of("report", every_task), *wanted])
+    tasks = [_measured(experiment, losses, task, winner.record) for task in every_task]
     records = folder.records()
     looks = _looks(before, len(records)) if before else []
     verdict, first = verdict_of(tasks), tasks[0]
@@ -95,15 +95,15 @@ def _looks(before: JsonObject, candidates: int) -> list[JsonObject]:
 
 
 def _measured(
-    experiment: Experiment, known: Mapping[Wanted, Losses], index: int, winner: Record
+    experiment: Experiment, measured: Mapping[Wanted, Losses], index: int, winner: Record
 ) -> JsonObject:
     """Return a task's perplexities on its report text: of dense, baselines and winner.
 
     `behind_best` is how far a baseline is behind the winner, window by window, in nats per token.
     What a winner lacks that cannot prune the model is null.
     """
-    dense, named = known[index, "report", None] or [], baselines_on(index, "report", known)
-    best = known[index, "report", winner.criterion]
+    dense, named = measured[index, "report", None] or [], baselines_on(index, "report", measured)
+    best = measured[index, "report", winner.criterion]
     subject, row = experiment.subject_of[index], experiment.task_rows()[index]
     provenance = experiment.subjects[subject].windows["report"].provenance
     task: JsonObject = {
@@ -126,7 +126,7 @@ def _measured(
                 "perplexity": best and perplexity_of([best[i] for i in cell.windows]),
                 "relative_rise": cell.value(best or []),
             }
-            for cell in cells_of(experiment, index, "report", known)
+            for cell in cells_of(experiment, index, "report", measured)
         ],
         "perplexity_of": {**provenance, "dtype": experiment.subjects[subject].dtype},
     }
@@ -144,11 +144,15 @@ def _on_screen(table: report.Table) -> ScreenTable:
 def say_files(path: Path, config: Config, summary: JsonObject, console: Console) -> None:
     """Print where a finished run's report and metric are, and how to apply it or to search on."""
     apply, search_on = commands_of(path, config)
-    way_on = f"it did not clearly win: search on with {search_on}"
-    if summary["verdict_kind"] == "better":
-        way_on = f"apply it: {apply}"
-    files = f"report: {path / 'report.html'}", f"metric: {path / 'best_metric.json'}"
-    console.print(*files, way_on, sep="\n")
+    is_better = summary["verdict_kind"] == "better"
+    console.print(
+        f"report: {path / 'report.html'}",
+        f"metric: {path / 'best_metric.json'}",
+        f"apply it: {apply}"
+        if is_better
+        else f"it did not clearly win: search on with {search_on}",
+        sep="\n",
+    )
 
 
 def commands_of(path: Path, config: Config) -> tuple[str, str]:
@@ -204,16 +208,8 @@ def write_report(
         fitness_chart(records, size, WIDE),
         path_chart(summary["path"]) if summary and summary["path"] else "",
     )
-    page = report.render(
-        config=config,
-        records=records,
-        summary=summary,
-        environment=folder.read_json("environment.json"),
-        written=str(status["written"]),
-        commands=commands_of(folder.path, config),
-        charts=charts,
-        baselines=status.get("baselines", {}),
-    )
+    environment, commands = folder.read_json("environment.json"), commands_of(folder.path, config)
+    page = report.render(config, records, summary, status, environment, commands, charts)
     folder.write_text("fitness.svg", charts[0])
     folder.write_text("report.html", page)
 

@@ -19,12 +19,7 @@ from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion, Metric, interned, is_number
 from prunevolve.pruning.operators import SETS_WITH_NUMBERS
 from prunevolve.search.breeding.factors import MOST
-from prunevolve.search.breeding.product import (
-    as_power,
-    exponents_of,
-    factors_of,
-    product_of_powers,
-)
+from prunevolve.search.breeding.product import as_power, exponents_of, factors_of, product_of_powers
 from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.records import Candidate, Record
 
