@@ -129,11 +129,12 @@ class Recorder:
         self.folder.write_json("status.json", self.status(state))
 
     def _checkpoint(self) -> None:
-        hall = self.evolution.state.hall_of_fame
-        self.folder.write_checkpoint(self.evolution.resumable.to_checkpoint(), hall)
+        folder, state = self.folder, self.evolution.state
+        folder.write_json("checkpoint.json", self.evolution.resumable.to_checkpoint())
+        folder.write_hall_of_fame([], state.hall_of_fame)
         # A run that is extended keeps its winner until another is chosen.
-        if self.evolution.state.best and not self.folder.has_ended:
-            self.folder.write_best(self.evolution.state.best, self.experiment.origin())
+        if state.best and not (folder.path / "summary.json").is_file():
+            folder.write_best(state.best, self.experiment.origin())
 
     def status(self, state: str) -> JsonObject:
         """Return the run's status now."""

@@ -176,7 +176,7 @@ def _resumable(folder: RunFolder) -> Iterator[str]:
     try:
         yield command
     except KeyboardInterrupt as error:
-        why = f"interrupted after {folder.lines} candidates"
+        why = f"interrupted after {len(folder.outcomes())} candidates"
         raise KeyboardInterrupt(f"{why}; {way_on}") from error
     except Resumable as error:
         raise Unfinished(f"error: {error}; {way_on}", INTERRUPTED) from error
