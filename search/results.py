@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -21,9 +21,15 @@ from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.finalists import Finalist, choose
 from prunevolve.search.progress import FINISHED, Recorder
-from prunevolve.search.records import Candidate, Losses, Outcome, Record, Wanted
+from prunevolve.search.records import Candidate, Outcome, Record
 from prunevolve.search.run_folder import FolderError, RunFolder
-from prunevolve.search.scale import baselines_on, cells_of, paired_difference, wanted_of
+from prunevolve.search.scale import (
+    Measured,
+    baselines_on,
+    cells_of,
+    paired_difference,
+    wanted_of,
+)
 from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
 
 
@@ -94,9 +100,7 @@ def _looks(before: JsonObject, candidates: int) -> list[JsonObject]:
     return [*looks, {"candidates": before["candidates"], "perplexity": perplexity}]
 
 
-def _measured(
-    experiment: Experiment, measured: Mapping[Wanted, Losses], index: int, winner: Record
-) -> JsonObject:
+def _measured(experiment: Experiment, measured: Measured, index: int, winner: Record) -> JsonObject:
     """Return a task's perplexities on its report text: of dense, baselines and winner.
 
     `behind_best` is how far a baseline is behind the winner, window by window, in nats per token.
