@@ -17,7 +17,7 @@ from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import take_probe
-from prunevolve.search.records import Candidate, Outcome
+from prunevolve.search.records import Candidate, Kind, Outcome
 from prunevolve.search.resident import Resident, Weights, keep_freed_memory
 from prunevolve.search.scale import Scale
 
@@ -27,11 +27,8 @@ fraction over the square root of n."""
 
 
 class Evaluator:
-    """Resident models that evaluate candidates, one after the other.
-
-    Args:
-        experiment: What it is built from.
-        weights: Each model's weights, if they are already here; the others are loaded.
+    """Resident models that evaluate candidates, one after the other; those without given weights
+    are loaded.
     """
 
     def __init__(self, experiment: Experiment, weights: Sequence[Weights | None] = ()) -> None:
@@ -51,8 +48,8 @@ class Evaluator:
 
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
-        places = [i for i, other in enumerate(self.experiment.subject_of) if other == subject]
-        targets = [self.experiment.target(place, "row") for place in places]
+        tasks = [i for i, other in enumerate(self.experiment.subject_of) if other == subject]
+        targets = [self.experiment.target(task, "row") for task in tasks]
         resident = self.residents[subject]
         return take_probe(resident.master, resident.statistics, resident.store.blocks, targets)
 
@@ -113,7 +110,7 @@ class Evaluator:
         return self._outcome("evaluated", fitness, losses)
 
     def _sample(self, task: int, part: int, parts: int) -> tuple[int, int]:
-        """Return the windows of one of so many parts of a task's: at least as many as kinds."""
+        """Return start and end of a part of the task's windows: at least as many as text kinds."""
         count = len(self._resident(task).dense)
         kinds = len(set(self.experiment.kinds_of(task, "fitness")))
         length = min(count, max(kinds, count // parts))
@@ -139,7 +136,7 @@ class Evaluator:
 
     def _outcome(
         self,
-        kind: str,
+        kind: Kind,
         fitness: float | None,
         losses: Sequence[Sequence[float]],
         reason: str = "",

@@ -41,10 +41,7 @@ _HEAD = 2**24
 def prepare(
     folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
 ) -> Fingerprints:
-    """Get statistics, probes and scale, from the folder or workers, and give them to all workers.
-
-    Raises FolderError if one of these files is damaged.
-    """
+    """Get statistics, probes and scale from the folder or workers, and give them to all workers."""
     with step(console, "starting the first worker"):
         pool.start()
     probes = []

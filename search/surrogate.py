@@ -47,18 +47,14 @@ chosen; with 1.5, good masks take twice the evaluations."""
 
 @dataclass
 class Surrogate:
-    """Measured criteria, by ascending index.
+    """Measured criteria, by ascending index."""
 
-    A sketch is of a criterion's masks; the weights are those of the tasks in the fitness. Masks
-    that differ in a smaller fraction than `alike` are one: a known mask promises nothing.
-    """
-
-    sketch_of: Callable[[Criterion], Words]
-    weights: Sequence[float] = (1.0,)
-    alike: float = 0.0
+    sketch_of: Callable[[Criterion], Words]  # of its masks
+    weights: Sequence[float] = (1.0,)  # of the tasks in the fitness
+    alike: float = 0.0  # masks that differ in a smaller fraction are one, which promises nothing
     _records: list[Record] = field(default_factory=list)
-    _dropped: int = 0
-    _known: list[Record] = field(default_factory=list)
+    _dropped: int = 0  # records before these
+    _fitted: list[Record] = field(default_factory=list)
     _sketches: Words = field(default_factory=lambda: np.empty((0, 0), np.uint64))
     _bounds: Callable[[Tensor], Tensor] | None = None
 
@@ -73,25 +69,23 @@ class Surrogate:
         usable -= usable % (1 + min(usable, _REMEMBERED) // _STEPS)
         oldest = max(self._dropped, usable - _REMEMBERED)
         self._records, self._dropped = self._records[oldest - self._dropped :], oldest
-        known = self._records[: usable - oldest]
-        if known != self._known:
-            self._known = known
-            self._sketches = np.stack([self.sketch_of(record.criterion) for record in known])
+        records = self._records[: usable - oldest]
+        if records != self._fitted:
+            self._fitted = records
+            self._sketches = np.stack([self.sketch_of(record.criterion) for record in records])
             kernel = torch.stack([_correlations(self._distances(s)) for s in self._sketches])
-            self._bounds = _fitted(kernel, [self._rise_of(record) for record in known])
+            self._bounds = _fit(kernel, [self._rise_of(record) for record in records])
 
     def _rise_of(self, record: Record) -> float:
         """Return the mean relative rise over the tasks that were measured."""
         pairs = zip(self.weights, record.outcome.rises, strict=True)
-        known = [(weight, rise) for weight, rise in pairs if rise is not None]
-        return sum(weight * rise for weight, rise in known) / sum(weight for weight, _ in known)
+        seen = [(weight, rise) for weight, rise in pairs if rise is not None]
+        return sum(weight * rise for weight, rise in seen) / sum(weight for weight, _ in seen)
 
     def predict(self, criteria: Sequence[Criterion]) -> list[float]:
-        """Return for each an optimistic loss relative to the remembered: lower is more promising.
-
-        A lower confidence bound: the Gaussian process's mean minus a part of its standard error,
-        which is larger for masks unlike all measured ones. 0 while nothing has been measured;
-        infinite for a mask that was measured already.
+        """Return for each a lower confidence bound of its loss, relative to the remembered: the
+        Gaussian process's mean minus a part of its standard error, which is larger for masks unlike
+        all measured ones. 0 while nothing was measured; infinite for a mask that was.
         """
         if not self._bounds or not criteria:
             return [0.0] * len(criteria)
@@ -100,20 +94,17 @@ class Surrogate:
         return [float(x) for x in np.where(distances.min(0) < self.alike, math.inf, bounds)]
 
     def _distances(self, sketch: Words) -> npt.NDArray[np.float64]:
-        """Return the fraction of bits in which each known sketch differs from another, (known,)."""
+        """Return the fraction of bits in which each fitted sketch differs from one, (fitted,)."""
         differing = np.bitwise_count(self._sketches ^ sketch).sum(1, dtype=np.int64)
         return np.asarray(differing / (8 * sketch.nbytes))
 
 
-def _fitted(kernel: Tensor, rises: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    """Fit a Gaussian process to relative rises, given the correlations of their masks.
+def _fit(kernel: Tensor, rises: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """Fit a Gaussian process to relative rises, given the correlations of their masks; return what
+    gives the lower confidence bounds of other masks by their correlations, (fitted, others).
 
     Losses are the rises on a scale from 0 to 1 that is steepest among the good ones: what is
     hopeless must not outweigh the differences among the good.
-
-    Returns:
-        Function that returns the lower confidence bounds of other masks' losses, given their
-        correlations with those, (known, others).
     """
     positive = torch.tensor(rises, dtype=torch.float64).clamp(min=_LEAST)
     losses = torch.sigmoid(_STEEPNESS * (positive / torch.quantile(positive, _GOOD)).log())

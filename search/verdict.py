@@ -15,12 +15,9 @@ _KINDS = ("unknown", "worse", "level", "better")
 
 
 class Verdict(NamedTuple):
-    """How the metric that a run found does on the report text, compared with the best baseline.
+    """How the metric that a run found does on the report text, compared with the best baseline."""
 
-    Better or worse by at least `CLEAR` standard errors, level if neither, unknown without an error.
-    """
-
-    kind: str
+    kind: str  # better or worse by at least `CLEAR` standard errors, or level; unknown without one
     sentence: str
 
 
@@ -64,9 +61,8 @@ def convergence(fitness: Sequence[float | None]) -> str:
         return "no candidate was evaluated yet"
     line = f"last improvement at candidate {best.index(best[-1])}, of 0 to {len(best) - 1}"
     before = best[len(best) - len(best) // 3 - 1]
-    if before == math.inf:
-        return line
-    return f"{line}; the last third lowered the fitness by {before - best[-1]:.4f}"
+    more = f"; the last third lowered the fitness by {before - best[-1]:.4f}"
+    return line if before == math.inf else line + more
 
 
 def best_of_the_baselines(tasks: Sequence[JsonObject]) -> str:
