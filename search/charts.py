@@ -12,11 +12,8 @@ from matplotlib.figure import Figure
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.search.records import Record
 
-_MOST_POINTS = 1000
-"""Candidates that are drawn: each takes a hundred bytes."""
-
-_OF_INTEREST = 3.0
-"""The highest fitness that the chart shows, if the best is not above it."""
+_MOST_POINTS = 1000  # candidates that are drawn: each takes a hundred bytes
+_OF_INTEREST = 3.0  # the highest fitness that the chart shows, if the best is not above it
 
 NARROW, WIDE = 5.0, 9.6
 """Inches: of a chart for a phone, whose 10-point text is legible there, and for a screen."""

@@ -22,14 +22,9 @@ from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.records import Candidate, Outcome, Record
 from prunevolve.search.surrogate import Surrogate
 
-LEEWAY = 1.5
-"""Highest fitness that may fill a free place, as a multiple of the best's."""
-
-FINALISTS = 8
-"""Metrics that are measured on the selection text, from which the winner is chosen."""
-
-Near = Callable[[Criterion, Criterion], bool]
-"""Whether two criteria make nearly the same mask."""
+LEEWAY = 1.5  # highest fitness that may fill a free place, as a multiple of the best's
+FINALISTS = 8  # metrics that are measured on the selection text, from which the winner is chosen
+Near = Callable[[Criterion, Criterion], bool]  # whether two criteria make nearly the same mask
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,8 @@ from prunevolve.search.pool.pool import Pool
 from prunevolve.search.records import Record, Wanted
 from prunevolve.search.scale import ByTask, Difference, Scale, losses_by_task, scale_of, wanted_of
 
-SHORTENED = 2
-"""Finalists that are also measured with fewer factors."""
-
-ROLES = ("fitness", "selection")
-"""The texts that finalists are measured on."""
+SHORTENED = 2  # finalists that are also measured with fewer factors
+ROLES = ("fitness", "selection")  # the texts that finalists are measured on
 
 
 @dataclass(frozen=True)

@@ -26,17 +26,10 @@ ROWS, INPUTS = 16, 32
 """Rows and inputs taken of each probed layer, evenly spaced. How well masks on 128 inputs predict a
 fitness is no better than on 32, and the time is a third of theirs (docs/LOG.md)."""
 
-TargetOf = Callable[[str], Target]
-"""Returns a task's target for a comparison group."""
-
-Words = npt.NDArray[np.uint64]
-"""Masks on the probe, packed."""
-
-_SKETCHED = 16
-"""Words of a mask in a sketch, at most."""
-
-_KEPT = 4096
-"""Number of criteria whose masks are kept in memory, a kilobyte for each task."""
+TargetOf = Callable[[str], Target]  # returns a task's target for a comparison group
+Words = npt.NDArray[np.uint64]  # masks on the probe, packed
+_SKETCHED = 16  # words of a mask in a sketch, at most
+_KEPT = 4096  # criteria whose masks are kept in memory, a kilobyte for each task
 
 _PARTS = 512
 """Number of parts of formulas whose scores a probe keeps: most parts of a child are its parents' or

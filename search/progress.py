@@ -33,16 +33,12 @@ if TYPE_CHECKING:  # a status is shown without the libraries of a search
     from prunevolve.search.pool.pool import Pool
     from prunevolve.search.pool.worker import Job
 
-OnRecord = Callable[[Record], object]
-"""Called with each record once it is in the journal, in the order of breeding."""
+OnRecord = Callable[[Record], object]  # called with each that is in the journal, in order
 
 RUNNING, CHOOSING, FINISHED = "running", "measuring finalists", "finished"
 
-_CHECKPOINT_EVERY = 50
-"""Candidates between two checkpoints."""
-
-_SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0
-"""Seconds between two updates: on the screen, and of `status.json`."""
+_CHECKPOINT_EVERY = 50  # candidates between two checkpoints
+_SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0  # between two updates: on screen, of `status.json`
 
 
 def ignore(record: Record) -> None:

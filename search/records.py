@@ -10,8 +10,7 @@ from prunevolve.pruning.metric import Criterion
 
 Kind = Literal["evaluated", "stopped", "sampled", "duplicate", "degenerate", "failed"]
 
-OUTCOMES: tuple[str, ...] = get_args(Kind)
-"""Kinds of outcome; only `evaluated` has a fitness."""
+OUTCOMES: tuple[str, ...] = get_args(Kind)  # kinds of outcome; only `evaluated` has a fitness
 
 Timing = Mapping[str, float]
 """What is not reproducible about an evaluation: seconds, peak MiB, the worker's number."""

@@ -20,8 +20,7 @@ from prunevolve.search.verdict import best_of_the_baselines, convergence, shown
 
 FOUND = "best found"
 
-FORMULA, LEFT_OUT = "formula", "left out"
-"""Headings of columns of formulas."""
+FORMULA, LEFT_OUT = "formula", "left out"  # headings of columns of formulas
 
 STANDING = ("candidate", "factors", "fitness", "selection", "vs best")
 """Headings of what is said of a finalist."""

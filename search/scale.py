@@ -24,14 +24,9 @@ ByTask: TypeAlias = Sequence[Sequence[float]]
 
 Measured: TypeAlias = Mapping[Wanted, Losses]
 
-_LEAST_RISE = 0.001
-"""Nats per token. A smaller rise is rounding noise, and cannot serve as a unit."""
-
-_LEAST_SHARE = 0.1
-"""Lower limit of a window's share, so that one that hardly suffers, or gains, is no divisor."""
-
-_PROFILED = 2
-"""Number of the best baselines from which the shares of a cell's windows are estimated."""
+_LEAST_RISE = 0.001  # nats per token: a smaller rise is rounding noise, and cannot serve as a unit
+_LEAST_SHARE = 0.1  # of a window, so that one that hardly suffers, or gains, is no divisor
+_PROFILED = 2  # the best baselines from which the shares of a cell's windows are estimated
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,6 @@ _REMEMBERED, _STEPS = 512, 32
 """The latest measured criteria used, which bounds a prediction's time and memory; and how many it
 is fitted to one by one: of more it waits for every 2nd, 3rd, ... one."""
 
-_GOOD = 0.1
-"""Share of the measured rises that are below the one at which differences count most."""
-
 _STEEPNESS, _LEAST = 8, 1e-3
 """Power of a rise in the loss that is predicted, and the least such rise: with 8 the good half is
 ranked better than with 4, and 12 is no better."""
@@ -37,8 +34,8 @@ _REACH = 0.2
 """Distance over which the correlation of two masks' losses falls by a factor e: 0.05 to 1 find good
 masks about equally soon."""
 
-_NOISE = 0.1
-"""Variance of a measured loss that its mask does not explain, as a fraction of the whole."""
+_GOOD = 0.1  # share of the measured rises that are below the one at which differences count most
+_NOISE = 0.1  # variance of a loss that its mask does not explain, as a fraction of the whole
 
 _OPTIMISM = 0.5
 """Standard errors subtracted from a prediction: some, so that not only copies of the best are

@@ -7,11 +7,8 @@ from typing import NamedTuple
 
 from prunevolve.pruning.json_file import JsonObject
 
-CLEAR = 2.0
-"""Standard errors above which a difference counts as clear."""
-
-_KINDS = ("unknown", "worse", "level", "better")
-"""From the worst to the best."""
+CLEAR = 2.0  # standard errors above which a difference counts as clear
+_KINDS = ("unknown", "worse", "level", "better")  # from the worst to the best
 
 
 class Verdict(NamedTuple):

@@ -35,8 +35,7 @@ EXPONENTS = (0.25, 0.5, 1.0, 1.5, 2.0)
 STRENGTHS = (0.1, 0.2, 0.3, 0.5, 1.0)
 """The same for exponentials of what has a root mean square of 1."""
 
-GROWN = 0.25
-"""Probability that a drawn factor is grown and not of the table."""
+GROWN = 0.25  # probability that a drawn factor is grown and not of the table
 
 MUTATIONS = {"add": 3, "remove": 2, "exchange": 2, "vary": 1}
 """The mutations, with the relative frequency of each; the last varies the tree in a factor."""

@@ -11,8 +11,7 @@ from prunevolve.pruning.operators import POWER, Shape
 
 _ONE = Metric.constant(1)
 
-Exponents = dict[Metric, float]
-"""The exponents of the bases whose product a metric is."""
+Exponents = dict[Metric, float]  # the exponents of the bases whose product a metric is
 
 
 def exponents_of(metric: Metric, relative: bool) -> Exponents:

@@ -20,8 +20,7 @@ TRIES = 100
 """Draws before variation gives up. The limits reject one random tree in five, so this is hardly
 ever reached."""
 
-BLANK = "number"
-"""The terminal that stands for a number yet to be drawn; it never occurs in a metric."""
+BLANK = "number"  # the terminal that stands for a number yet to be drawn; no metric has it
 
 LOWEST, HIGHEST, NEGATIVE = 1e-3, 1e3, 0.1
 """Magnitudes between which numbers are drawn, uniformly in their logarithm, and the share of them

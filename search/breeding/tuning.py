@@ -23,40 +23,25 @@ from prunevolve.search.breeding.product import as_power, exponents_of, factors_o
 from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.records import Candidate, Record
 
-SIGMA = 0.15
-"""First standard deviation of exponents, and of the logarithms of constants."""
+SIGMA = 0.15  # first standard deviation of exponents, and of the logarithms of constants
 
 SAMPLES = 8
 """Least samples of a generation. With a large lag there are as many as are bred while one outcome
 is waited for, so that a generation is drawn from the distribution that the last one led to."""
 
-DRAWN = 4
-"""Draws among which the surrogate chooses a sample."""
-
-LEAST = 0.05
-"""An exponent nearer to 0 is 0: a factor that hardly counts is left out."""
-
 PARTS = 8
 """A sample is measured on one in so many of the fitness windows: all of a generation on the same,
 so that they are compared fairly, and the next on others, so that none is learnt by heart."""
 
-AVERAGED = 3
-"""Generations whose means are averaged: few samples on few windows lead one alone astray."""
+DRAWN = 4  # draws among which the surrogate chooses a sample
+LEAST = 0.05  # an exponent nearer to 0 is 0: a factor that hardly counts is left out
+AVERAGED = 3  # generations whose means are averaged: few samples on few windows lead one astray
+MEASURED = 2  # a mean is measured after so many generations: on all windows it costs as much as one
+BRED = 4  # one candidate in so many is bred while there is a tuning; the others are the tuning's
+UNTUNED = 3  # populations that are bred before the first tuning, where there are no seeds
+PATIENCE = 2  # means in a row, none the best candidate so far, that end the tuning of a metric
 
-MEASURED = 2
-"""A mean is measured after so many generations: on all windows it costs as much as one."""
-
-BRED = 4
-"""One candidate in so many is bred while there is a tuning; the others are the tuning's."""
-
-UNTUNED = 3
-"""Tuning begins after this many populations, when the best is good, or right after the seeds."""
-
-PATIENCE = 2
-"""Means in a row, none of which is the best candidate so far, that end the tuning of a metric."""
-
-Numbers = npt.NDArray[np.float64]
-"""How far each gene is from where the tuning began."""
+Numbers = npt.NDArray[np.float64]  # how far each gene is from where the tuning began
 
 _Make = Callable[[Numbers], Metric]
 

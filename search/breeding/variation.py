@@ -24,8 +24,7 @@ from prunevolve.search.records import Candidate, Record
 
 Member = TypeVar("Member")
 
-POOL = 0.5
-"""Share of the population that is drawn to choose parents from."""
+POOL = 0.5  # share of the population that is drawn to choose parents from
 
 
 @dataclass(frozen=True)
