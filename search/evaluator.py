@@ -27,9 +27,7 @@ fraction over the square root of n."""
 
 
 class Evaluator:
-    """Resident models that evaluate candidates, one after the other; those without given weights
-    are loaded.
-    """
+    """Resident models, loaded unless weights are given, that evaluate one candidate at a time."""
 
     def __init__(self, experiment: Experiment, weights: Sequence[Weights | None] = ()) -> None:
         torch.set_num_threads(experiment.config.ray.cpus_per_worker)

@@ -130,21 +130,15 @@ def best_of_each_size(records: Iterable[Record]) -> tuple[Record, ...]:
 
 
 class Evolution:
-    """A search with an ask-and-tell interface: `ask` for candidates, `tell` their outcomes.
-
-    Args:
-        weights: The weight of each task in the fitness; they add up to 1.
-        start: A state early enough to breed every child that is not among the records.
-        records: All earlier committed records, in order; empty for a new search.
-    """
+    """A search with an ask-and-tell interface: `ask` for candidates, `tell` their outcomes."""
 
     def __init__(
         self,
         breeder: Breeder,
-        weights: Sequence[float],
+        weights: Sequence[float],  # of each task in the fitness; they add up to 1
         fingerprints: Fingerprints,
-        start: State,
-        records: Iterable[Record] = (),
+        start: State,  # early enough to breed every child that is not among the records
+        records: Iterable[Record] = (),  # all that were committed before, in order
     ) -> None:
         self.breeder, self.search = breeder, breeder.search
         self.fingerprints = fingerprints

@@ -73,19 +73,14 @@ class Choice:
 def choose(
     experiment: Experiment,
     pool: Pool,
-    candidates: Sequence[Record],
-    before: Finalist | None,
+    candidates: Sequence[Record],  # the fittest, the best first
+    before: Finalist | None,  # the winner of the same run before it was extended
     console: Console,
 ) -> Choice:
     """Measure finalists, the best of them with fewer factors, too, and choose the winner.
 
-    It has at most `MOST` factors, if any has. If none can prune a model of the selection, the
-    fittest wins.
-
-    Args:
-        candidates: The fittest, the best first.
-        before: The winner of the same run before it was extended; it can only be replaced by one
-            that is at least as good.
+    It has at most `MOST` factors, if any has, and is at least as good as the winner before. If none
+    can prune a model of the selection, the fittest wins.
     """
     judge = _Judge(experiment, pool)
     finalists = [Finalist(str(record.index), record) for record in candidates]

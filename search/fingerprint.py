@@ -38,13 +38,10 @@ its siblings', so a candidate costs the driver two thirds of the time."""
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A few rows and inputs of a few layers, all of one shape; recent scores are kept.
-
-    Its terminals are absolute weights and statistics, (layers, rows or 1, inputs or 1), fp32.
-    """
+    """A few rows and inputs of a few layers, all of one shape; recent scores are kept."""
 
     layers: tuple[str, ...]
-    terminals: Mapping[str, Tensor]
+    terminals: Mapping[str, Tensor]  # W absolute, (layers, rows or 1, inputs or 1), fp32
     _scores: dict[Metric, Tensor] = field(default_factory=dict)
 
     @staticmethod
@@ -113,9 +110,8 @@ class Fingerprints:
     def fingerprint(self, criterion: Criterion) -> str:
         """Return a hash of a criterion's masks on the probes, 16 hexadecimal digits.
 
-        Raises:
-            DegenerateScores: If a probed layer's scores are not finite or are constant, or if in
-                every layer all rows have the same mask.
+        Raises DegenerateScores if a layer's scores are not finite or are constant, or if in every
+        layer all rows have the same mask.
         """
         metric = criterion.metric
         for probe in (self.tasks[task][0] for task in self._firsts):
@@ -137,10 +133,7 @@ class Fingerprints:
         return digest.hexdigest()[:16]
 
     def distance(self, first: Criterion, second: Criterion) -> float:
-        """Return the fraction of probed weights that one criterion removes and the other keeps.
-
-        0 means equal masks; two unrelated masks at 50% sparsity differ in 0.5.
-        """
+        """Return the fraction of probed weights that one criterion removes and the other keeps."""
         masks = ((self._mask(first, i), self._mask(second, i)) for i in range(len(self.tasks)))
         return float(sum(np.bitwise_count(a ^ b).sum() for a, b in masks) / self._weights)
 

@@ -41,19 +41,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A bred criterion on its way to an outcome.
-
-    The last four are needed only until there is one: the journal does not have them.
-
-    Attributes:
-        part: Which part of the fitness windows it is measured on, and of how many; None for as many
-            windows as it needs.
-        best: Fitness of the best when it was bred, or of the best baseline, if lower; what is
-            clearly worse is not measured to the end. None for a tuning's child.
-        limit: Fitness above which it could not enter the population then (a smaller metric within a
-            step of parsimony could); None if tuned.
-        decided: Its outcome, if that is known without an evaluation.
-    """
+    """A bred criterion on its way to an outcome."""
 
     index: int  # its position in the order of breeding, from 0
     criterion: Criterion  # its metric is in canonical form
@@ -61,9 +49,17 @@ class Candidate:
     fingerprint: str | None = None  # of its mask on the probe; None until taken
     tuned: bool = False  # whether it is its parent with other numbers
     numbers: tuple[float, ...] = ()  # how far each is moved; empty for the mean of a tuning
+
+    # The rest is needed only until there is an outcome: the journal does not have it.
+
+    # Which part of the fitness windows it is measured on, and of how many; None for all it needs.
     part: tuple[int, int] | None = field(default=None, compare=False)
+    # Fitness of the best when it was bred, or of the best baseline, if lower: what is clearly worse
+    # is not measured to the end. None for a tuning's child.
     best: float | None = field(default=None, compare=False)
+    # Fitness above which it could not enter the population then; None if tuned.
     limit: float | None = field(default=None, compare=False)
+    # Its outcome, if that is known without an evaluation.
     decided: Outcome | None = field(default=None, compare=False)
 
 
@@ -153,10 +149,7 @@ class Line(BaseModel):
 
 
 def read_line(content: object) -> Line:
-    """Return a journal's object, checked but for its metric.
-
-    Raises ValueError, of one line, if a field is missing, unknown or breaks its rule.
-    """
+    """Return a journal's object, checked but for its metric; ValueError, of one line, if wrong."""
     try:
         line = Line.model_validate(content)
     except ValidationError as error:

@@ -43,21 +43,14 @@ class Table:
 
 def render(
     config: Config,
-    records: Sequence[Record],
+    records: Sequence[Record],  # at least one is evaluated
     summary: JsonObject | None,
     status: JsonObject,
     environment: JsonObject,
-    commands: tuple[str, str],
-    charts: tuple[str, str, str],
+    commands: tuple[str, str],  # how to apply the best metric, and how to search on
+    charts: tuple[str, str, str],  # SVG: the run, narrow and wide, and the winner's path, if any
 ) -> str:
-    """Return `report.html`; for an unfinished run, with what its journal holds so far.
-
-    Args:
-        records: The journal; at least one candidate is evaluated.
-        commands: How to apply the best metric, and how to search on.
-        charts: SVG documents: the run for a phone and for a wide screen, and the winner's way to
-            fewer factors, empty if it has none.
-    """
+    """Return `report.html`; for an unfinished run, with what its journal holds so far."""
     template = Template(
         (Path(__file__).parent / "report.html.j2").read_text("utf-8"),
         autoescape=True,

@@ -74,7 +74,11 @@ def finish(recorder: Recorder) -> JsonObject:
     with step(console, "drawing the report"):
         write_report(folder, experiment.config, records, summary, status)
     for table in report.measured_tables(summary):
-        console.print(table.about, _on_screen(table), sep="\n")
+        # Without formulas, which are too wide.
+        on_screen = ScreenTable(*(Column(x, overflow="fold") for x in table.columns[: table.plain]))
+        for row in table.rows:
+            on_screen.add_row(*row[: table.plain])
+        console.print(table.about, on_screen, sep="\n")
     best = winner.record.criterion
     console.print(f"{report.FOUND}: {best.metric.infix}", f"its text: {best.text}", sep="\n")
     console.print(report.about_winner(summary["best"], state.hall_of_fame))
@@ -135,14 +139,6 @@ def _measured(experiment: Experiment, measured: Measured, index: int, winner: Re
         "perplexity_of": {**provenance, "dtype": experiment.subjects[subject].dtype},
     }
     return task | {"verdict": verdict_of([task]).sentence}
-
-
-def _on_screen(table: report.Table) -> ScreenTable:
-    """Return a table for the screen, without formulas, which are too wide."""
-    shown = ScreenTable(*(Column(x, overflow="fold") for x in table.columns[: table.plain]))
-    for row in table.rows:
-        shown.add_row(*row[: table.plain])
-    return shown
 
 
 def say_files(path: Path, config: Config, summary: JsonObject, console: Console) -> None:

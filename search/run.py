@@ -142,10 +142,7 @@ def _ready(config: Config, console: Console) -> Experiment:
 
 @contextmanager
 def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
-    """Open the backend that the config asks for; close it at the end, whatever happens.
-
-    Raises ValueError if no such cluster lets us in, PoolError if it is lost.
-    """
+    """Open the backend that the config asks for; ValueError if no such cluster lets us in."""
     ray = experiment.config.ray
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -191,10 +188,7 @@ def _run(
     console: Console,
     on_record: OnRecord,
 ) -> Result:
-    """Prepare, breed and evaluate to the end, and measure the winner.
-
-    The records of the journal so far are emptied once they are replayed.
-    """
+    """Evolve to the end and measure the winner; the records are emptied once they are replayed."""
     began = time.monotonic() - _seconds_before(folder)
     with _resumable(folder) as command:
         write_environment(folder, experiment)

@@ -165,10 +165,7 @@ class RunFolder:
         self.write_text(f"failures/{name}.txt", trace)
 
     def records(self) -> list[Record]:
-        """Return the records in the journal's whole lines, also while a process appends to it.
-
-        Raises FolderError if a line is damaged or out of order, or the file cannot be read.
-        """
+        """Return the records in the journal's whole lines, also while a process appends to it."""
         return self._read(Record.from_dict)
 
     def outcomes(self) -> list[tuple[str, float | None]]:

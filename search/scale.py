@@ -44,10 +44,7 @@ class Cell:
     shares: Sequence[float]  # typical rise of each window under pruning, as a multiple of the mean
 
     def rises(self, losses: Sequence[float]) -> list[float]:
-        """Return the rises over dense, nats per token, given losses on the task's first windows.
-
-        A loss that was not measured is NaN, and has no rise.
-        """
+        """Return the rises over dense of the task's first windows, nats per token; NaN has none."""
         return [losses[self.windows[i]] - self.dense[i] for i in self._measured(losses)]
 
     def _measured(self, losses: Sequence[float]) -> list[int]:
@@ -103,10 +100,7 @@ class Scale:
         return tuple(rises)
 
     def fitness(self, losses: ByTask) -> float:
-        """Return the fitness, estimated if windows are missing.
-
-        Cells not evaluated yet are assumed to equal the mean of the others.
-        """
+        """Return the fitness; cells not evaluated yet are taken to equal the mean of the others."""
         values = self.values(losses)
         return self._mean(values, fmean(value for value in values if value is not None))
 

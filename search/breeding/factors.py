@@ -64,15 +64,12 @@ def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
 
 @dataclass(frozen=True)
 class Products:
-    """Draws and varies products of powers: of factors in a table, and of trees of primitives.
-
-    They have no units if they must be comparable, since scores of several layers compete.
-    """
+    """Draws and varies products of powers: of factors in a table, and of trees of primitives."""
 
     search: Search
     table: Sequence[Metric]
     primitives: gp.PrimitiveSet
-    comparable: bool
+    comparable: bool  # they have no units, since scores of several layers compete
 
     def random(self) -> Metric:
         """Draw a product of one to four factors, mostly with W and G as its core."""

@@ -97,14 +97,14 @@ def _fold_numbers(node: Metric) -> Metric | None:
 
 def _merge_factors(node: Metric) -> Metric | None:
     """Merge nested factors, or a negation and a factor, into one factor."""
-    if node.name == "neg":
-        return _opposite(node.operands[0])
-    if not _is_scaled(node) or not _is_scaled(node.operands[1]):
-        return None
-    factor, scaled = node.operands[1].operands
-    product = _fold_numbers(Metric("mul", (node.operands[0], factor)))
-    # If the product overflows or underflows in fp32, its factors still work one by one.
-    return Metric("mul", (product, scaled)) if product and product.value else None
+    match node:
+        case Metric("neg", (inner,)):
+            return _opposite(inner)
+        case Metric("mul", (number, Metric("mul", (factor, scaled)))) if number.is_constant:
+            product = _fold_numbers(Metric("mul", (number, factor)))
+            # If it overflows or underflows in fp32, its factors still work one by one.
+            return Metric("mul", (product, scaled)) if product and product.value else None
+    return None
 
 
 def _merge_powers(node: Metric) -> Metric | None:
@@ -156,8 +156,10 @@ def _cancel(node: Metric) -> Metric | None:
     return None
 
 
-def _move_negation_out(node: Metric) -> Metric | None:
-    """Move a sign out of `mul`, `div`, `quot`, sums and cubes; swap `add` and `sub` for one."""
+def _order_operands(node: Metric) -> Metric | None:
+    """Move a sign out of `mul`, `div`, `quot`, sums and cubes, swap `add` and `sub` for one, and
+    sort the operands of `add` and `mul` by text.
+    """
     match node:
         case Metric(name, (Metric("neg", operands),)) if name in _ODD:
             return Metric("neg", (Metric(name, operands),))
@@ -175,12 +177,8 @@ def _move_negation_out(node: Metric) -> Metric | None:
             return Metric("sub", (right, inner))
         case Metric("sub", (Metric("neg", (inner,)), right)):
             return Metric("neg", (Metric("add", (inner, right)),))
-    return None
-
-
-def _order_operands(node: Metric) -> Metric | None:
-    if node.name in ("add", "mul") and node.operands[0].text > node.operands[1].text:
-        return Metric(node.name, node.operands[::-1])
+        case Metric("add" | "mul" as name, (left, right)) if left.text > right.text:
+            return Metric(name, (right, left))
     return None
 
 
@@ -189,20 +187,13 @@ VALUE_PRESERVING: tuple[Rewrite, ...] = (
     _cancel,
     _merge_factors,
     _merge_powers,
-    _move_negation_out,
     _order_operands,
 )
 
 
 def _opposite(node: Metric) -> Metric | None:
     """Return the negation of a number or of a product with a number, with as many nodes."""
-    if node.is_constant:
-        return Metric.constant(-node.value)
-    if _is_scaled(node):
-        factor, scaled = node.operands
-        return Metric("mul", (Metric.constant(-factor.value), scaled))
-    return None
-
-
-def _is_scaled(node: Metric) -> bool:
-    return node.name == "mul" and node.operands[0].is_constant
+    match node:
+        case Metric("mul", (factor, scaled)) if factor.is_constant:
+            return Metric("mul", (Metric.constant(-factor.value), scaled))
+    return Metric.constant(-node.value) if node.is_constant else None

@@ -29,14 +29,11 @@ that are negative."""
 
 @dataclass(frozen=True)
 class Trees:
-    """Draws and varies trees of primitives within the limits of a search.
-
-    They have no units if they must be comparable, since scores of several layers compete.
-    """
+    """Draws and varies trees of primitives within the limits of a search."""
 
     search: Search
     primitives: gp.PrimitiveSet
-    comparable: bool
+    comparable: bool  # they have no units, since scores of several layers compete
 
     def random(self) -> Metric:
         """Draw a ramped half-and-half tree (Koza, 1992): of random depth, full or grown."""
@@ -130,10 +127,7 @@ def primitive_set(name: str, terminals: Sequence[str]) -> gp.PrimitiveSet:
 
 
 def to_tree(metric: Metric, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Return a metric as a DEAP tree: its nodes in prefix order. No text is evaluated.
-
-    The metric may contain operators, terminals and numbers outside the set, as a seed can.
-    """
+    """Return a metric as a DEAP tree, also if it has nodes outside the set, as a seed can."""
     return gp.PrimitiveTree(_nodes_of(metric, primitives))
 
 

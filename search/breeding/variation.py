@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion, Metric
@@ -21,8 +20,6 @@ from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.breeding.trees import Trees, primitive_set
 from prunevolve.search.breeding.tuning import Tuning
 from prunevolve.search.records import Candidate, Record
-
-Member = TypeVar("Member")
 
 POOL = 0.5  # share of the population that is drawn to choose parents from
 
@@ -107,7 +104,7 @@ def seeded(*key: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def choose_parents(ranked: Sequence[Member], best: int) -> tuple[Member, Member]:
+def choose_parents(ranked: Sequence[Record], best: int) -> tuple[Record, Record]:
     """Draw a random half of the population and pick two parents from its `best` members.
 
     This is the selection of Pruner-Zero (Dong et al., 2024, arXiv:2406.02924, Algorithm 1): the
