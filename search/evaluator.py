@@ -1,8 +1,7 @@
 """From metric text to outcome: prune, measure, restore; over one task or several.
 
-An `Evaluator` holds its models with everything that a candidate needs, loaded once. Each task is
-measured stage by stage (`search.stages`), a few windows first; a candidate that is clearly not the
-best is not measured to the end.
+Each task is measured stage by stage (`search.stages`), a few windows first; a candidate that is
+clearly not the best is not measured to the end.
 """
 
 import math

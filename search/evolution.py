@@ -143,16 +143,14 @@ class Evolution:
         self.breeder, self.search = breeder, breeder.search
         self.fingerprints = fingerprints
         self._firsts: dict[str, int] = {}  # the first index of each text and fingerprint
-        self._surrogate = None
-        if self.search.brood > 1:
-            self._surrogate = Surrogate(fingerprints.sketch, weights, self.search.crowding)
+        self._surrogate = Surrogate(fingerprints.sketch, weights, self.search.crowding)
         self._states = {start.committed: start}
         self._committed = start.committed
         for record in records:
             self._remember(record.candidate)
             if record.index >= start.committed:
                 self._commit(record)
-            elif self._surrogate:
+            else:
                 self._surrogate.learn(record)
         self._bred = self._committed
         self._waiting: dict[int, Candidate] = {}
@@ -205,7 +203,7 @@ class Evolution:
     def _propose(self, state: State) -> Candidate:
         """Breed a brood, and return the most promising of its new children."""
         children = self.breeder.brood(self._bred, state.population, state.tuning)
-        if self._surrogate and len(children) > 1:
+        if self.search.brood > 1 and len(children) > 1:
             children = list({str(child.criterion): child for child in children}.values())
             self._surrogate.ask_before(state.committed)
             promises = self._surrogate.predict([child.criterion for child in children])
@@ -217,8 +215,7 @@ class Evolution:
         return next(new, first)
 
     def _commit(self, record: Record) -> None:
-        if self._surrogate:
-            self._surrogate.learn(record)
+        self._surrogate.learn(record)
         state = self.state.commit(record, self.search, self.near)
         self._committed = state.committed
         self._states[self._committed] = state

@@ -137,8 +137,11 @@ def resolve(config: Config) -> Experiment:
     seeds = tuple(read_seeds(config.search.seeds, group))
     of_tasks = [Subject(task.model, task.dtype, _texts(task)) for task in tasks]
     subjects = [subject for i, subject in enumerate(of_tasks) if subject not in of_tasks[:i]]
-    if not config.allow_test_selection:
-        _check_disjoint(subjects)
+    for subject, other, role in product(subjects, subjects, ROLES):
+        texts = {**other.texts, role: subject.texts[role]}
+        if not config.allow_test_selection and (overlaps := check_disjoint(texts)):
+            rule = "give disjoint texts, or set allow_test_selection: true"
+            raise ValueError(f"{overlaps[0]}: {rule}")
     _check_tasks(tasks, config.search.stages)
     ray, cores, devices = config.ray, os.cpu_count() or 1, torch.cuda.device_count()
     if ray.address == "local" and ray.cpus_per_worker > cores:
@@ -206,15 +209,6 @@ def _naming(role: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{role}: {error}") from error
-
-
-def _check_disjoint(subjects: Sequence[Subject]) -> None:
-    """Check each role of a model's texts against the other roles of every model's."""
-    for subject, other, role in product(subjects, subjects, ROLES):
-        if overlaps := check_disjoint({**other.texts, role: subject.texts[role]}):
-            raise ValueError(
-                f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true"
-            )
 
 
 def _check_tasks(tasks: Sequence[Task], stages: Sequence[int]) -> None:

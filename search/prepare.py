@@ -21,8 +21,6 @@ from prunevolve.search.pool.worker import code_digest
 from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import scale_of, wanted_of
 
-ENVIRONMENT = "environment.json"
-
 MUTABLE: Mapping[str, bool | set[str]] = {
     "search": {"candidates"},
     "ray": True,
@@ -80,7 +78,7 @@ def fingerprints(experiment: Experiment, probes: Sequence[Probe]) -> Fingerprint
 
 def write_environment(folder: RunFolder, experiment: Experiment) -> None:
     """Write `environment.json`, once: the machine where the run began, and its `identity`."""
-    if (folder.path / ENVIRONMENT).exists():
+    if (folder.path / "environment.json").exists():
         return
     packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
     machine = {
@@ -90,7 +88,7 @@ def write_environment(folder: RunFolder, experiment: Experiment) -> None:
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: metadata.version(name) for name in packages},
     }
-    folder.write_json(ENVIRONMENT, {**machine, "identity": identity(experiment)})
+    folder.write_json("environment.json", {**machine, "identity": identity(experiment)})
 
 
 def identity(experiment: Experiment) -> dict[str, object]:
@@ -111,7 +109,7 @@ def settings(config: Config) -> dict[str, object]:
 
 def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
     """Raise FolderError if an `identity`, or its `settings`, is not that of a folder's run."""
-    environment = folder.read_json(ENVIRONMENT, "identity")
+    environment = folder.read_json("environment.json", "identity")
     if difference := next(_differences(environment["identity"], now), ""):
         python, here = environment.get("python"), platform.python_version()
         why = f" on Python {python}, this is {here}" if python not in (None, here) else ""

@@ -19,11 +19,9 @@ from prunevolve.search.records import Record
 from prunevolve.search.verdict import best_of_the_baselines, convergence, shown
 
 FOUND = "best found"
-
 FORMULA, LEFT_OUT = "formula", "left out"  # headings of columns of formulas
 
-STANDING = ("candidate", "factors", "fitness", "selection", "vs best")
-"""Headings of what is said of a finalist."""
+STANDING = ("candidate", "factors", "fitness", "selection", "vs best")  # of a finalist
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,7 @@ from prunevolve.search.finalists import Finalist, choose
 from prunevolve.search.progress import FINISHED, Recorder
 from prunevolve.search.records import Candidate, Outcome, Record
 from prunevolve.search.run_folder import FolderError, RunFolder
-from prunevolve.search.scale import (
-    Measured,
-    baselines_on,
-    cells_of,
-    paired_difference,
-    wanted_of,
-)
+from prunevolve.search.scale import Measured, baselines_on, cells_of, paired_difference, wanted_of
 from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
 
 

@@ -7,7 +7,7 @@ import io
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,7 +189,9 @@ def _run(
     on_record: OnRecord,
 ) -> Result:
     """Evolve to the end and measure the winner; the records are emptied once they are replayed."""
-    began = time.monotonic() - _seconds_before(folder)
+    began = time.monotonic()
+    with suppress(ValueError):  # no status was written
+        began -= folder.read_json("status.json", "seconds")["seconds"]  # of earlier processes
     with _resumable(folder) as command:
         write_environment(folder, experiment)
         config = schema.to_yaml(experiment.config)
@@ -233,14 +235,6 @@ def state_before(
     except ValueError as error:
         say(f"warning: checkpoint.json: {error}: all of the journal is replayed")
     return State()
-
-
-def _seconds_before(folder: RunFolder) -> float:
-    """Return how long earlier processes worked on the run."""
-    try:
-        return float(folder.read_json("status.json", "seconds")["seconds"])
-    except ValueError:  # none was written, or by an earlier version
-        return 0.0
 
 
 def _evolve(evolution: Evolution, pool: Pool, recorder: Recorder) -> None:

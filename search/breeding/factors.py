@@ -4,7 +4,7 @@ Good pruning metrics are products of the worth of a weight, its input and its ro
 several layers compete, a product is a core of bases with units, such as W and G, whose units cancel
 together, and factors that have none. A factor comes from a table or is a tree grown by DEAP,
 relative to its root mean square in the layer, which takes its units away. So a child is within the
-limits as it is made. Draws come from the module `random`; see `search.breeding.variation.seeded`.
+limits as it is made.
 """
 
 import random
@@ -29,12 +29,8 @@ MOST = 7
 """Most factors of a bred metric. Longer ones are learnt by heart: they are better on the models of
 the search, and worse on others (docs/LOG.md)."""
 
-EXPONENTS = (0.25, 0.5, 1.0, 1.5, 2.0)
-"""Exponents that a factor is drawn with, or without their sign divided by."""
-
-STRENGTHS = (0.1, 0.2, 0.3, 0.5, 1.0)
-"""The same for exponentials of what has a root mean square of 1."""
-
+EXPONENTS = (0.25, 0.5, 1.0, 1.5, 2.0)  # that a factor is drawn with, up to their sign
+STRENGTHS = (0.1, 0.2, 0.3, 0.5, 1.0)  # the same for exponentials of a root mean square of 1
 GROWN = 0.25  # probability that a drawn factor is grown and not of the table
 
 MUTATIONS = {"add": 3, "remove": 2, "exchange": 2, "vary": 1}
@@ -114,7 +110,10 @@ class Products:
 
     def _add(self, product: Exponents) -> None:
         """Multiply by a drawn factor, in place; one that is there gets the drawn exponent."""
-        base = self._grown() if random.random() < GROWN else None
+        base = None
+        if random.random() < GROWN:
+            grow = gp.genHalfAndHalf(self.primitives, *self.search.initial_depth)
+            base = self._factor(gp.PrimitiveTree(grow))
         base = base or random.choice(self.table)
         exponent = random.choice(STRENGTHS if base.name == "exp" else EXPONENTS)
         product[base] = exponent * random.choice((1, -1))
@@ -145,11 +144,6 @@ class Products:
     def _is_free(self, base: Metric) -> bool:
         """Whether a factor can go alone: it has no units, or they do not matter."""
         return base.is_comparable or not self.comparable
-
-    def _grown(self) -> Metric | None:
-        """Grow a factor; None if the tree is none."""
-        grow = gp.genHalfAndHalf(self.primitives, *self.search.initial_depth)
-        return self._factor(gp.PrimitiveTree(grow))
 
     def _varied(self, base: Metric) -> Metric | None:
         """Return a factor with a grown subtree in its tree; None if that is none."""

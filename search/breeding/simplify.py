@@ -17,14 +17,10 @@ from prunevolve.pruning.metric import Criterion, Metric, interned, is_number
 from prunevolve.pruning.operators import OPERATORS, POWER
 from prunevolve.search.breeding.product import as_power, flat_product, powered, product_of
 
-Rewrite = Callable[[Metric], Metric | None]
-"""Returns the replacement for a node, or None if it does not apply."""
+Rewrite = Callable[[Metric], Metric | None]  # returns the replacement for a node, if it applies
 
-_EVEN = frozenset({"abs", "sqrt", "log", "sqr", "rownorm", "colnorm", POWER})
-"""Operators that depend only on the magnitude of their first operand."""
-
-_ODD = frozenset({"cube", "rowsum", "rowmean", "colsum", "colmean"})
-"""Unary operators that pass on the sign of their operand."""
+_EVEN = frozenset({"abs", "sqrt", "log", "sqr", "rownorm", "colnorm", POWER})  # ignore a sign
+_ODD = frozenset({"cube", "rowsum", "rowmean", "colsum", "colmean"})  # pass on a sign
 
 _ZERO, _ONE = Metric.constant(0), Metric.constant(1)
 

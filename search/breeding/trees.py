@@ -1,7 +1,4 @@
-"""Breeding of whole trees by DEAP, with the release's primitives: a metric is varied node by node.
-
-Numbers are drawn from the module `random`, as DEAP draws; see `search.breeding.variation.seeded`.
-"""
+"""Breeding of whole trees by DEAP with the release's primitives, which vary node by node."""
 
 import math
 import random
