@@ -22,7 +22,7 @@ EXAMPLES = (
     f"{command_line.SEARCH} --resume runs/first --set search.candidates=5000",
 )
 
-FILES = {
+FILES = {  # of a run folder that `--json` names, if they exist
     "config": "config.yaml",
     "journal": "journal.jsonl",
     "best_metric": "best_metric.json",
@@ -30,7 +30,6 @@ FILES = {
     "report": "report.html",
     "chart": "fitness.svg",
 }
-"""Files of a run folder that `--json` names, if they exist."""
 
 
 def command(

@@ -18,7 +18,7 @@ from rich.console import Console
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.search.breeding.factors import MOST
-from prunevolve.search.breeding.product import factors_of, without_each_factor
+from prunevolve.search.breeding.product import ablations, factors_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.records import Record, Wanted
@@ -149,7 +149,7 @@ class _Judge:
         texts. What still has more than `MOST` factors cannot win, and is not measured.
         """
         experiment, role = self._experiment, "selection"
-        shorter = [self._without_each(leader) for leader in leaders]
+        shorter = [self._ablations(leader) for leader in leaders]
         criteria = [criterion for by_base in shorter for criterion in by_base.values()]
         wanted = [(task, role, x) for x in criteria for task in experiment.tasks_of(role)]
         measured = self._pool.losses("finalists without each factor", wanted)
@@ -162,7 +162,7 @@ class _Judge:
         for leader, by_base in zip(leaders, shorter, strict=True):
             step, count = leader, 0
             for base in sorted(by_base, key=lambda x: fitness.get(by_base[x], math.inf)):
-                if criterion := self._without_each(step).get(base):
+                if criterion := self._ablations(step).get(base):
                     count += 1
                     candidate = replace(leader.record.candidate, criterion=criterion)
                     record = Record(candidate, leader.record.outcome)
@@ -171,10 +171,10 @@ class _Judge:
         few = [step for step in paths if step.factors <= MOST]
         return self.measured("finalists without some factors", few)
 
-    def _without_each(self, finalist: Finalist) -> dict[Metric, Criterion]:
+    def _ablations(self, finalist: Finalist) -> dict[Metric, Criterion]:
         """Return a finalist without each factor that can go, by the factor's base."""
         metric, group = finalist.record.criterion.metric, finalist.record.criterion.group
-        shorter = without_each_factor(metric, self._experiment.breeder.comparable)
+        shorter = ablations(metric, self._experiment.breeder.comparable)
         return {base: Criterion(rest, group) for base, rest in shorter.items()}
 
     def difference(self, finalist: Finalist, other: Finalist) -> Difference:

@@ -32,8 +32,7 @@ MUTABLE: Mapping[str, bool | set[str]] = {
 Statistics that the run has are used as they are, also with another `low_memory`.
 """
 
-_HEAD = 2**24
-"""Bytes of a weights file that its digest reads: names and shapes stand at its beginning."""
+_HEAD = 2**24  # bytes of a weights file that its digest reads: names and shapes come first
 
 
 def prepare(

@@ -12,14 +12,12 @@ Kind = Literal["evaluated", "stopped", "sampled", "duplicate", "degenerate", "fa
 
 OUTCOMES: tuple[str, ...] = get_args(Kind)  # kinds of outcome; only `evaluated` has a fitness
 
-Timing = Mapping[str, float]
-"""What is not reproducible about an evaluation: seconds, peak MiB, the worker's number."""
+Timing = Mapping[str, float]  # of an evaluation, not reproducible: seconds, peak MiB, worker
 
 Wanted: TypeAlias = tuple[int, str, Criterion | None]
 """What losses are measured of: a task, a text's role, and a metric or else the dense model."""
 
-Losses: TypeAlias = list[float] | None
-"""Each window's mean NLL in nats per token; None where a metric cannot prune the model."""
+Losses: TypeAlias = list[float] | None  # mean NLL of each window, nats per token, if it can prune
 
 RESOLUTION = 0.001
 """Step in which members are compared, in units of fitness; within a step the smaller metric wins
@@ -109,9 +107,8 @@ class Record:
 
     def to_dict(self) -> dict[str, object]:
         """Return a line of the journal as an object."""
-        names = {"metric": self.criterion.text, "group": self.criterion.group}
-        names["outcome"] = self.outcome.kind
-        values = {**vars(self.candidate), **vars(self.outcome), **names}
+        values = {**vars(self.candidate), **vars(self.outcome), **self.described}
+        values["outcome"] = self.outcome.kind
         return {name: values[name] for name in Line.model_fields}
 
     @staticmethod

@@ -106,10 +106,9 @@ def _measured(experiment: Experiment, measured: Measured, index: int, winner: Re
     """
     dense, named = measured[index, "report", None] or [], baselines_on(index, "report", measured)
     best = measured[index, "report", winner.criterion]
-    subject, row = experiment.subject_of[index], experiment.task_rows()[index]
-    provenance = experiment.subjects[subject].windows["report"].provenance
+    subject = experiment.subjects[experiment.subject_of[index]]
     task: JsonObject = {
-        **row,
+        **experiment.task_rows()[index],
         "dense": perplexity_of(dense),
         "baselines": {name: perplexity_of(losses) for name, losses in named.items()},
         "best": {"perplexity": best and perplexity_of(best)},
@@ -130,7 +129,7 @@ def _measured(experiment: Experiment, measured: Measured, index: int, winner: Re
             }
             for cell in cells_of(experiment, index, "report", measured)
         ],
-        "perplexity_of": {**provenance, "dtype": experiment.subjects[subject].dtype},
+        "perplexity_of": {**subject.windows["report"].provenance, "dtype": subject.dtype},
     }
     return task | {"verdict": verdict_of([task]).sentence}
 

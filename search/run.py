@@ -41,8 +41,7 @@ _LEAST_LAG, _GOOD_LAG = 4, 16
 """Lags for each worker: with less than the first they wait for one another; with the second 95%
 work though one evaluation in ten takes ten times as long."""
 
-_NOWHERE = Console(file=io.StringIO())
-"""From Python nothing is printed: it would mix with the caller's output."""
+_NOWHERE = Console(file=io.StringIO())  # or from Python it would mix with the caller's output
 
 
 class Unfinished(RuntimeError):
@@ -191,7 +190,7 @@ def _run(
     """Evolve to the end and measure the winner; the records are emptied once they are replayed."""
     began = time.monotonic()
     with suppress(ValueError):  # no status was written
-        began -= folder.read_json("status.json", "seconds")["seconds"]  # of earlier processes
+        began -= float(folder.read_json("status.json", "seconds")["seconds"])  # before
     with _resumable(folder) as command:
         write_environment(folder, experiment)
         config = schema.to_yaml(experiment.config)

@@ -30,8 +30,7 @@ from prunevolve.search.records import Line, Losses, Record, Wanted, read_line
 
 Parsed = TypeVar("Parsed", Record, Line)
 
-JOURNAL, LOSSES = "journal.jsonl", "losses.jsonl"
-"""The files to which lines are appended; a kill can tear the last."""
+JOURNAL, LOSSES = "journal.jsonl", "losses.jsonl"  # lines are appended; a kill can tear the last
 
 _LOSSES = TypeAdapter(tuple[int, str, str | None, str, Losses])
 """A line of the latter: task, role of the text, metric, if any, and group, and losses."""

@@ -19,9 +19,7 @@ from prunevolve.pruning.parse import named_metric
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.records import Losses, Wanted
 
-ByTask: TypeAlias = Sequence[Sequence[float]]
-"""Losses on the first windows of each task, nats per token; NaN where one was not measured."""
-
+ByTask: TypeAlias = Sequence[Sequence[float]]  # of first windows, nats per token; NaN: unmeasured
 Measured: TypeAlias = Mapping[Wanted, Losses]
 
 _LEAST_RISE = 0.001  # nats per token: a smaller rise is rounding noise, and cannot serve as a unit
@@ -43,23 +41,22 @@ class Cell:
     rise: float  # of its mean loss over dense, nats per token, or that's error if larger
     shares: Sequence[float]  # typical rise of each window under pruning, as a multiple of the mean
 
-    def rises(self, losses: Sequence[float]) -> list[float]:
-        """Return the rises over dense of the task's first windows, nats per token; NaN has none."""
-        return [losses[self.windows[i]] - self.dense[i] for i in self._measured(losses)]
-
-    def _measured(self, losses: Sequence[float]) -> list[int]:
-        windows = enumerate(self.windows)
-        return [i for i, w in windows if w < len(losses) and not math.isnan(losses[w])]
+    def rises(self, losses: Sequence[float]) -> dict[int, float]:
+        """Return the rises over dense, nats per token, by window, given the task's first losses; a
+        loss that was not measured is NaN, and has no rise.
+        """
+        seen = [i for i, w in enumerate(self.windows) if w < len(losses)]
+        rises = {i: losses[self.windows[i]] - self.dense[i] for i in seen}
+        return {i: rise for i, rise in rises.items() if not math.isnan(rise)}
 
     def value(self, losses: Sequence[float]) -> float | None:
         """Return the relative rise estimated from the windows evaluated so far, or None."""
         rises = self.rises(losses)
         if not rises:
             return None
-        share = 1.0
-        if len(rises) < len(self.dense):
-            share = fmean(self.shares[i] for i in self._measured(losses))
-        return fmean(rises) / share / self.rise
+        is_whole = len(rises) == len(self.dense)
+        share = 1.0 if is_whole else fmean(self.shares[i] for i in rises)
+        return fmean(rises.values()) / share / self.rise
 
 
 class Difference(NamedTuple):
@@ -133,7 +130,7 @@ class Scale:
     def gaps(self, losses: ByTask, reference: ByTask) -> Iterator[tuple[Cell, list[float]]]:
         """Yield by how much more each cell's relative rise is than the reference's, by window."""
         for cell in self.cells:
-            rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
+            rises = (cell.rises(by_task[cell.task]).values() for by_task in (losses, reference))
             yield cell, [(a - b) / cell.rise for a, b in zip(*rises, strict=True)]
 
     def _mean(self, values: Sequence[float | None], missing: float) -> float:

@@ -17,12 +17,7 @@ from deap import gp
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, NUMBER
-from prunevolve.search.breeding.product import (
-    Exponents,
-    factors_of,
-    product_of_powers,
-    without_each_factor,
-)
+from prunevolve.search.breeding.product import Exponents, ablations, factors_of, product_of_powers
 from prunevolve.search.breeding.trees import grown, to_tree
 
 MOST = 7
@@ -32,9 +27,7 @@ the search, and worse on others (docs/LOG.md)."""
 EXPONENTS = (0.25, 0.5, 1.0, 1.5, 2.0)  # that a factor is drawn with, up to their sign
 STRENGTHS = (0.1, 0.2, 0.3, 0.5, 1.0)  # the same for exponentials of a root mean square of 1
 GROWN = 0.25  # probability that a drawn factor is grown and not of the table
-
-MUTATIONS = {"add": 3, "remove": 2, "exchange": 2, "vary": 1}
-"""The mutations, with the relative frequency of each; the last varies the tree in a factor."""
+MUTATIONS = {"add": 3, "remove": 2, "exchange": 2, "vary": 1}  # how often each is drawn
 
 _SIDES = ("rowmean({})", "colmean({})")
 _RELATIVE = (
@@ -127,7 +120,7 @@ class Products:
         if metric.problem:  # nothing was drawn that varies with both sides, or it cancelled
             metric = product_of_powers((self._core() | factors_of(metric)).items())
         while len(left := factors_of(metric)) > MOST:
-            shorter = without_each_factor(metric, self.comparable)
+            shorter = ablations(metric, self.comparable)
             if not shorter:
                 break
             metric = shorter[min(shorter, key=lambda base: abs(left[base]))]

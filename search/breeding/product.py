@@ -43,7 +43,7 @@ def factors_of(metric: Metric) -> Exponents:
     return {base: exponent for base, exponent in exponents.items() if exponent}
 
 
-def without_each_factor(metric: Metric, comparable: bool) -> dict[Metric, Metric]:
+def ablations(metric: Metric, comparable: bool) -> dict[Metric, Metric]:
     """Return a metric without each factor that can go, by the factor's base.
 
     What is left ranks weights, and has no units if scores of several layers compete.

@@ -13,10 +13,7 @@ from prunevolve.pruning.metric import Metric, interned
 from prunevolve.pruning.operators import OPERATORS, SETS, SETS_WITH_NUMBERS
 from prunevolve.pruning.statistics import TERMINALS
 
-TRIES = 100
-"""Draws before variation gives up. The limits reject one random tree in five, so this is hardly
-ever reached."""
-
+TRIES = 100  # draws before variation gives up: the limits reject one random tree in five
 BLANK = "number"  # the terminal that stands for a number yet to be drawn; no metric has it
 
 LOWEST, HIGHEST, NEGATIVE = 1e-3, 1e3, 0.1

@@ -136,8 +136,7 @@ _genes = lru_cache(256)(Genes)
 
 # The strategy
 
-_Samples = tuple[tuple[tuple[float, ...], float], ...]
-"""The numbers and fitness of a generation's samples."""
+_Samples = tuple[tuple[tuple[float, ...], float], ...]  # a generation's numbers and fitness
 
 
 class _Sample(list[float]):
