@@ -112,9 +112,8 @@ def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
     if difference := next(_differences(environment["identity"], now), ""):
         python, here = environment.get("python"), platform.python_version()
         why = f" on Python {python}, this is {here}" if python not in (None, here) else ""
-        raise FolderError(
-            f"{difference} when the run in {folder.path} began{why}: restore it, or start a new run"
-        )
+        problem = f"{difference} when the run in {folder.path} began{why}"
+        raise FolderError(f"{problem}: restore it, or start a new run")
 
 
 def _differences(before: object, now: Mapping[str, object], path: str = "") -> Iterator[str]:

@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A bred criterion on its way to an outcome."""
+    """A bred criterion on its way to an outcome; the journal has all but the last four fields."""
 
     index: int  # its position in the order of breeding, from 0
     criterion: Criterion  # its metric is in canonical form
@@ -47,9 +47,6 @@ class Candidate:
     fingerprint: str | None = None  # of its mask on the probe; None until taken
     tuned: bool = False  # whether it is its parent with other numbers
     numbers: tuple[float, ...] = ()  # how far each is moved; empty for the mean of a tuning
-
-    # The rest is needed only until there is an outcome: the journal does not have it.
-
     # Which part of the fitness windows it is measured on, and of how many; None for all it needs.
     part: tuple[int, int] | None = field(default=None, compare=False)
     # Fitness of the best when it was bred, or of the best baseline, if lower: what is clearly worse

@@ -15,7 +15,7 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.statistics import TERMINALS
-from prunevolve.search.records import Record
+from prunevolve.search.records import Candidate, Outcome, Record
 from prunevolve.search.verdict import best_of_the_baselines, convergence, shown
 
 FOUND = "best found"
@@ -217,16 +217,15 @@ def finalist_table(finalists: Sequence[JsonObject]) -> Table:
     return Table("Finalists", about, (*STANDING, "group", FORMULA), _joined(rows))
 
 
-def front_table(found: Sequence[JsonObject], baselines: Mapping[str, float], chosen: str) -> Table:
-    """Return what was measured, and the baselines, that no smaller one equals or beats, by size."""
-    named = []
+def front_table(bred: Sequence[JsonObject], baselines: Mapping[str, float], chosen: str) -> Table:
+    """Return the bred metrics and the baselines that no smaller one equals or beats, by size."""
+    named: list[JsonObject] = []
     for name, fitness in baselines.items():
-        criterion = named_metric(name)
-        facts = {"metric": criterion.text, "group": criterion.group, "size": criterion.metric.size}
-        named.append({"name": name, "fitness": fitness, **facts})
+        record = Record(Candidate(-1, named_metric(name)), Outcome("evaluated", fitness))
+        named.append({"name": name, **record.described})
     rows: list[tuple[str, ...]] = []
     best = math.inf
-    for row in sorted([*named, *found], key=lambda row: (row["size"], row["fitness"])):
+    for row in sorted([*named, *bred], key=lambda row: (row["size"], row["fitness"])):
         is_chosen = row["name"] == chosen
         if row["fitness"] < best or is_chosen:
             best = min(best, row["fitness"])

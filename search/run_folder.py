@@ -126,9 +126,8 @@ class RunFolder:
 
     def write_json(self, name: str, value: object) -> None:
         """Write a value as JSON, whole or not at all."""
-        self.write_text(
-            name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        self.write_text(name, f"{text}\n")
 
     def read_json(self, name: str, *keys: str) -> JsonObject:
         """Read a JSON object; raise FolderError if it is missing, damaged or lacks a key."""
