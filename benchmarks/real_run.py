@@ -9,10 +9,9 @@ from torch import Tensor
 
 from prunevolve.configs import schema
 from prunevolve.search.evaluator import Evaluator
-from prunevolve.search.evolution import Evolution
+from prunevolve.search.evolution import Evolution, State
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Probe
-from prunevolve.search.population import State
 from prunevolve.search.prepare import fingerprints
 from prunevolve.search.run_folder import RunFolder
 from prunevolve.search.scale import scale_of

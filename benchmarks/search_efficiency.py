@@ -26,10 +26,9 @@ from prunevolve import Unfinished, evolve, read_config
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import named_metric
 from prunevolve.search.evaluator import Evaluator
-from prunevolve.search.evolution import Evolution
+from prunevolve.search.evolution import Evolution, State
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.population import State
 from prunevolve.search.records import Candidate
 
 

@@ -12,11 +12,8 @@ from matplotlib.figure import Figure
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.search.records import Record
 
-_MOST_POINTS = 1000
-"""Candidates that are drawn: each takes a hundred bytes."""
-
-_OF_INTEREST = 3.0
-"""The highest fitness that the chart shows, if the best is not above it."""
+_MOST_POINTS = 1000  # candidates that are drawn: each takes a hundred bytes
+_OF_INTEREST = 3.0  # the highest fitness that the chart shows, if the best is not above it
 
 NARROW, WIDE = 5.0, 9.6
 """Inches: of a chart for a phone, whose 10-point text is legible there, and for a screen."""
@@ -34,12 +31,8 @@ def fitness_chart(records: Sequence[Record], population: int, width: float = NAR
     median of the best ones so far, as many as the population has.
 
     Horizontal lines are the dense model, at 0, and the best baseline, at 1. The chart leaves out
-    what is far above, or the line of the best would look flat; its axis says how many.
-
-    Args:
-        records: The journal; at least one candidate is evaluated.
-        population: Its size.
-        width: In inches.
+    what is far above, or the line of the best would look flat; its axis says how many. At least one
+    candidate of the journal is evaluated; the width is in inches.
     """
     evaluated = [record for record in records if record.fitness is not None]
     fitness = [record.rank[0] for record in evaluated]
@@ -76,11 +69,7 @@ def fitness_chart(records: Sequence[Record], population: int, width: float = NAR
 
 
 def path_chart(path: Sequence[JsonObject]) -> str:
-    """Draw what the winner's candidate has on both texts with ever fewer factors.
-
-    Args:
-        path: As in `summary.json`.
-    """
+    """Draw the fitness on both texts along the path of `summary.json`, by the number of factors."""
     steps = sorted(path, key=lambda step: step["factors"])
     factors = [step["factors"] for step in steps]
     with matplotlib.rc_context(_STYLE):

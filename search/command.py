@@ -22,7 +22,7 @@ EXAMPLES = (
     f"{command_line.SEARCH} --resume runs/first --set search.candidates=5000",
 )
 
-FILES = {
+FILES = {  # of a run folder that `--json` names, if they exist
     "config": "config.yaml",
     "journal": "journal.jsonl",
     "best_metric": "best_metric.json",
@@ -30,7 +30,6 @@ FILES = {
     "report": "report.html",
     "chart": "fitness.svg",
 }
-"""Files of a run folder that `--json` names, if they exist."""
 
 
 def command(
@@ -79,7 +78,8 @@ def command(
         return _inspect(report, status)
     # Before torch and transformers are imported, which takes seconds.
     resolved = None if resume else schema.load(config, overrides)
-    return _search(resolved, resume or out or _new_folder(config), overrides, validate)
+    new = f"{(config or schema.DEFAULT).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    return _search(resolved, resume or out or Path("runs") / new, overrides, validate)
 
 
 def _search(config: Config | None, folder: Path, overrides: list[str], validate: bool) -> Answer:
@@ -136,11 +136,6 @@ def _about(folder: Path) -> Answer:
     """Return the run's folder and its files."""
     files = {name: str(folder / file) for name, file in FILES.items() if (folder / file).is_file()}
     return {"folder": str(folder), "files": files}
-
-
-def _new_folder(config: Path | None) -> Path:
-    name = config.stem if config else schema.DEFAULT.stem
-    return Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 app = command_line.make_app(command, EXAMPLES)

@@ -1,8 +1,7 @@
 """From metric text to outcome: prune, measure, restore; over one task or several.
 
-An `Evaluator` holds its models with everything that a candidate needs, loaded once. Each task is
-measured stage by stage (`search.stages`), a few windows first; a candidate that is clearly not the
-best is not measured to the end.
+Each task is measured stage by stage (`search.stages`), a few windows first; a candidate that is
+clearly not the best is not measured to the end.
 """
 
 import math
@@ -17,7 +16,7 @@ from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import take_probe
-from prunevolve.search.records import Candidate, Outcome
+from prunevolve.search.records import Candidate, Kind, Outcome
 from prunevolve.search.resident import Resident, Weights, keep_freed_memory
 from prunevolve.search.scale import Scale
 
@@ -27,12 +26,7 @@ fraction over the square root of n."""
 
 
 class Evaluator:
-    """Resident models that evaluate candidates, one after the other.
-
-    Args:
-        experiment: What it is built from.
-        weights: Each model's weights, if they are already here; the others are loaded.
-    """
+    """Resident models, loaded unless weights are given, that evaluate one candidate at a time."""
 
     def __init__(self, experiment: Experiment, weights: Sequence[Weights | None] = ()) -> None:
         torch.set_num_threads(experiment.config.ray.cpus_per_worker)
@@ -51,8 +45,8 @@ class Evaluator:
 
     def probe_tensors(self, subject: int) -> dict[str, Tensor]:
         """Return the fingerprint's probe of a model; see `search.fingerprint`."""
-        places = [i for i, other in enumerate(self.experiment.subject_of) if other == subject]
-        targets = [self.experiment.target(place, "row") for place in places]
+        tasks = [i for i, other in enumerate(self.experiment.subject_of) if other == subject]
+        targets = [self.experiment.target(task, "row") for task in tasks]
         resident = self.residents[subject]
         return take_probe(resident.master, resident.statistics, resident.store.blocks, targets)
 
@@ -113,7 +107,7 @@ class Evaluator:
         return self._outcome("evaluated", fitness, losses)
 
     def _sample(self, task: int, part: int, parts: int) -> tuple[int, int]:
-        """Return the windows of one of so many parts of a task's: at least as many as kinds."""
+        """Return start and end of a part of the task's windows: at least as many as text kinds."""
         count = len(self._resident(task).dense)
         kinds = len(set(self.experiment.kinds_of(task, "fitness")))
         length = min(count, max(kinds, count // parts))
@@ -139,7 +133,7 @@ class Evaluator:
 
     def _outcome(
         self,
-        kind: str,
+        kind: Kind,
         fitness: float | None,
         losses: Sequence[Sequence[float]],
         reason: str = "",

@@ -36,19 +36,12 @@ from prunevolve.search.breeding.variation import Breeder, read_seeds
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to prune.
+    """A model to prune, and its texts by role: calibration, fitness, selection, report."""
 
-    Attributes:
-        model: `embedded`, a folder or a hub id.
-        dtype: Of its forward passes.
-        texts: The kinds of its texts by role: calibration, fitness, selection, report.
-        windows: The texts as windows, by role; none before they are read.
-    """
-
-    model: str
-    dtype: str
-    texts: Mapping[str, Sequence[Text]]
-    windows: Mapping[str, Windows] = field(default_factory=dict)
+    model: str  # `embedded`, a folder or a hub id
+    dtype: str  # of its forward passes
+    texts: Mapping[str, Sequence[Text]]  # by role, each kind of text
+    windows: Mapping[str, Windows] = field(default_factory=dict)  # empty before `read_texts`
 
     @property
     def tokens(self) -> dict[str, Tensor]:
@@ -58,27 +51,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a config asks for, in plain values, so that it also builds a worker.
+    """What a config asks for, in plain values, so that it also builds a worker."""
 
-    Attributes:
-        config: The config, with its seeds as texts, so that it depends on no other file.
-        tasks: The tasks of a candidate, then those of weight 0, which only choose the winner.
-        subjects: The models with their texts, which are there after `read_texts`.
-        subject_of: The index of each task's model.
-        terminals: The statistics that candidates, seeds and baselines may use.
-        breeder: Makes the candidates.
-        device: A torch device.
-        warnings: Reasons to trust the statistics less, one line each; after `read_texts`.
-    """
-
-    config: Config
-    tasks: tuple[Task, ...]
+    config: Config  # with its seeds as texts, so that it depends on no other file
+    tasks: tuple[Task, ...]  # of a candidate, then those of weight 0, which only choose the winner
     subjects: tuple[Subject, ...]
-    subject_of: tuple[int, ...]
-    terminals: frozenset[str]
+    subject_of: tuple[int, ...]  # the index of each task's model
+    terminals: frozenset[str]  # the statistics that candidates, seeds and baselines may use
     breeder: Breeder
     device: str = "cpu"
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # reasons to trust the statistics less, after `read_texts`
 
     def read_texts(self) -> "Experiment":
         """Return the experiment with its windows; raise ValueError if a text is unavailable."""
@@ -108,11 +90,9 @@ class Experiment:
     def kinds_of(self, task: int, role: str) -> tuple[str, ...]:
         """Return each window's kind of text: its corpus, and its split if two share a corpus."""
         windows = self.subjects[self.subject_of[task]].windows[role]
-        names = [Path(str(part["corpus"])).name for part in windows.parts]
-        if len(set(names)) < len(names):
-            names = [
-                f"{name} {part['split']}" for name, part in zip(names, windows.parts, strict=True)
-            ]
+        parts = [(Path(str(part["corpus"])).name, part["split"]) for part in windows.parts]
+        differ = len({corpus for corpus, _ in parts}) == len(parts)
+        names = [corpus if differ else f"{corpus} {split}" for corpus, split in parts]
         return tuple(names[kind] for kind in windows.kinds)
 
     def target(self, task: int, group: str) -> Target:
@@ -156,9 +136,12 @@ def resolve(config: Config) -> Experiment:
     group = "row" if patterned else config.pruning.group  # an n:m pattern has its own
     seeds = tuple(read_seeds(config.search.seeds, group))
     of_tasks = [Subject(task.model, task.dtype, _texts(task)) for task in tasks]
-    subjects = [one for place, one in enumerate(of_tasks) if one not in of_tasks[:place]]
-    if not config.allow_test_selection:
-        _check_disjoint(subjects)
+    subjects = [subject for i, subject in enumerate(of_tasks) if subject not in of_tasks[:i]]
+    for subject, other, role in product(subjects, subjects, ROLES):
+        texts = {**other.texts, role: subject.texts[role]}
+        if not config.allow_test_selection and (overlaps := check_disjoint(texts)):
+            rule = "give disjoint texts, or set allow_test_selection: true"
+            raise ValueError(f"{overlaps[0]}: {rule}")
     _check_tasks(tasks, config.search.stages)
     ray, cores, devices = config.ray, os.cpu_count() or 1, torch.cuda.device_count()
     if ray.address == "local" and ray.cpus_per_worker > cores:
@@ -169,35 +152,30 @@ def resolve(config: Config) -> Experiment:
         raise ValueError(f"ray.gpus_per_worker must be {rule}, got {ray.gpus_per_worker:g}")
     if config.tensorboard:
         import_module("tensorboard")  # or it would be missed only after the statistics
-    known = [*seeds, *map(named_metric, BASELINES)]
-    named = (criterion.metric.terminals for criterion in known)
-    breeder = Breeder(config.search, group, seeds)
-    _check_terminals(breeder.terminals)
     search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
+    breeder = Breeder(search, group, seeds)
+    names, used = breeder.terminals, [*seeds, *map(named_metric, BASELINES)]
+    if not set(names) <= TERMINALS.keys() or len(set(names)) < len(names) or "W" not in names:
+        rule = f"must be of {', '.join(TERMINALS)}, each once and W among them"
+        raise ValueError(f"search.terminals {rule}, got {', '.join(names)}")
     return Experiment(
         config=config.model_copy(update={"search": search}),
         tasks=tasks,
         subjects=tuple(subjects),
         subject_of=tuple(map(subjects.index, of_tasks)),
-        terminals=frozenset(breeder.terminals).union(*named),
-        breeder=replace(breeder, search=search),
-        device="cuda" if config.ray.gpus_per_worker else "cpu",
+        terminals=frozenset(names).union(*(criterion.metric.terminals for criterion in used)),
+        breeder=breeder,
+        device="cuda" if ray.gpus_per_worker else "cpu",
     )
-
-
-def _check_terminals(names: Sequence[str]) -> None:
-    """Raise ValueError unless metrics that rank weights can be made of some terminals."""
-    if not set(names) <= TERMINALS.keys() or len(set(names)) < len(names) or "W" not in names:
-        rule = f"must be of {', '.join(TERMINALS)}, each once and W among them"
-        raise ValueError(f"search.terminals {rule}, got {', '.join(names)}")
 
 
 def _all_tasks(config: Config) -> tuple[Task, ...]:
     """Return the config's tasks, and one of weight 0 for each target on each model of selection."""
-    own = {role: getattr(config, role) for role in ROLES} | {"dtype": config.dtype, "weight": 0.0}
+    shared = {role: getattr(config, role) for role in ROLES}
+    shared |= {"dtype": config.dtype, "weight": 0.0}
     targets = {(task.sparsity, task.pattern): task for task in config.tasks}
     choosing = [
-        task.model_copy(update={**own, "model": model})
+        task.model_copy(update={**shared, "model": model})
         for model in config.selection.model
         for task in targets.values()
     ]
@@ -231,15 +209,6 @@ def _naming(role: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{role}: {error}") from error
-
-
-def _check_disjoint(subjects: Sequence[Subject]) -> None:
-    """Check each role of a model's texts against the other roles of every model's."""
-    for one, other, role in product(subjects, subjects, ROLES):
-        if overlaps := check_disjoint({**other.texts, role: one.texts[role]}):
-            raise ValueError(
-                f"{overlaps[0]}: give disjoint texts, or set allow_test_selection: true"
-            )
 
 
 def _check_tasks(tasks: Sequence[Task], stages: Sequence[int]) -> None:

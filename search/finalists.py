@@ -18,46 +18,28 @@ from rich.console import Console
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.search.breeding.factors import MOST
-from prunevolve.search.breeding.product import factors_of, rests_of
+from prunevolve.search.breeding.product import ablations, factors_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.records import Record, Wanted
-from prunevolve.search.scale import (
-    ByTask,
-    Difference,
-    Scale,
-    losses_by_task,
-    scale_of,
-    wanted_of,
-)
+from prunevolve.search.scale import ByTask, Difference, Scale, losses_by_task, scale_of, wanted_of
 
-SHORTENED = 2
-"""Finalists that are also measured with fewer factors."""
-
-ROLES = ("fitness", "selection")
-"""The texts that finalists are measured on."""
+SHORTENED = 2  # finalists that are also measured with fewer factors
+ROLES = ("fitness", "selection")  # the texts that finalists are measured on
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A metric that may win.
+    """A metric that may win: a candidate, or one without some of its factors."""
 
-    Attributes:
-        name: The candidate's index, and behind a dash how many of its factors were left out.
-        record: The candidate, without these factors.
-        selection: What its fitness is on the selection texts; None if it cannot prune there.
-        losses: What it was measured to have on each of `ROLES`.
-        left_out: The base of the last factor that was left out, if any was.
-    """
-
-    name: str
-    record: Record
-    selection: float | None = None
-    losses: Sequence[ByTask] = ()
-    left_out: Metric | None = None
+    name: str  # the candidate's index, and behind a dash how many factors were left out
+    record: Record  # without these factors
+    selection: float | None = None  # its fitness on the selection texts, if it can prune there
+    losses: Sequence[ByTask] = ()  # on each of `ROLES`
+    left_out: Metric | None = None  # the base of the last factor that was left out
 
     @property
-    def loss(self) -> float:
+    def fitness(self) -> float:
         """Mean of the fitness on both texts, by which finalists are ordered."""
         assert self.record.fitness is not None and self.selection is not None
         return (self.record.fitness + self.selection) / 2
@@ -81,65 +63,54 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Choice:
-    """What came of the finalists.
-
-    Attributes:
-        winner: The one that was chosen.
-        standings: All that were measured, the best first, and how far each is behind that.
-        path: Those of the winner's candidate, with ever fewer factors.
-    """
+    """What came of the finalists."""
 
     winner: Finalist
-    standings: Sequence[JsonObject] = ()
-    path: Sequence[JsonObject] = ()
+    standings: Sequence[JsonObject] = ()  # all that were measured, the best first
+    path: Sequence[JsonObject] = ()  # those of the winner's candidate, with ever fewer factors
 
 
 def choose(
     experiment: Experiment,
     pool: Pool,
-    candidates: Sequence[Record],
-    before: Finalist | None,
+    candidates: Sequence[Record],  # the fittest, the best first
+    before: Finalist | None,  # the winner of the same run before it was extended
     console: Console,
 ) -> Choice:
     """Measure finalists, the best of them with fewer factors, too, and choose the winner.
 
-    It has at most `MOST` factors, if any has. If none can prune a model of the selection, the
-    fittest wins.
-
-    Args:
-        candidates: The fittest, the best first.
-        before: The winner of the same run before it was extended; it can only be replaced by one
-            that is at least as good.
+    It has at most `MOST` factors, if any has, and is at least as good as the winner before. If none
+    can prune a model of the selection, the fittest wins.
     """
     judge = _Judge(experiment, pool)
     finalists = [Finalist(str(record.index), record) for record in candidates]
-    known = [finalist.record.criterion for finalist in finalists]
-    more = [before] if before and before.record.criterion not in known else []
+    criteria = [finalist.record.criterion for finalist in finalists]
+    more = [before] if before and before.record.criterion not in criteria else []
     baselines = wanted_of("selection", experiment.tasks_of("selection"))
     measured = judge.measured("finalists and baselines", [*finalists, *more], baselines)
     if not measured:
         console.print("no finalist can prune all models of the selection: the fittest is taken")
         return Choice(finalists[0])
-    measured.sort(key=lambda x: x.loss)
+    measured.sort(key=lambda x: x.fitness)
     leaders = [x for x in measured if "-" not in x.name][:SHORTENED]
     steps = judge.paths(leaders)
     # Its own candidate may be shortened in another way now.
     names = {step.name for step in steps}
     measured = [replace(x, name=f"{x.name}-before") if x.name in names else x for x in measured]
-    everything = sorted([*measured, *steps], key=lambda x: x.loss)
-    short = [x for x in everything if x.factors <= MOST] or everything
+    standings = sorted([*measured, *steps], key=lambda x: x.fitness)
+    short = [x for x in standings if x.factors <= MOST] or standings
     best = short[0]
     good = [x for x in short if judge.difference(x, best).is_small]
     if before and (was := [x for x in measured if x.record.criterion == before.record.criterion]):
-        good = [x for x in good if x.loss <= was[0].loss] or was
-    winner = min(good, key=lambda x: (x.factors, x.loss))
+        good = [x for x in good if x.fitness <= was[0].fitness] or was
+    winner = min(good, key=lambda x: (x.factors, x.fitness))
 
     def row(finalist: Finalist) -> JsonObject:
         gap = judge.difference(finalist, best).as_json("difference")
         return finalist.described | gap | {"chosen": finalist is winner}
 
     path = [x for x in (*leaders, *steps) if x.record.index == winner.record.index]
-    return Choice(winner, [row(x) for x in everything], [row(x) for x in path])
+    return Choice(winner, [row(x) for x in standings], [row(x) for x in path])
 
 
 class _Judge:
@@ -153,17 +124,16 @@ class _Judge:
     ) -> list[Finalist]:
         """Return those of some finalists that can prune all models, with what they have there.
 
-        Args:
-            also: What else is measured, so that all workers have something to do.
+        What else is wanted is measured with them, so that all workers have something to do.
         """
         experiment = self._experiment
-        places = [(task, role) for role in ROLES for task in experiment.tasks_of(role)]
-        wanted = [(*place, x.record.criterion) for x in finalists for place in places]
-        known = self._pool.losses(stage, [*also, *wanted])
-        self._scales = [self._pool.scale, scale_of(experiment, "selection", known)]
+        texts = [(task, role) for role in ROLES for task in experiment.tasks_of(role)]
+        wanted = [(*text, x.record.criterion) for x in finalists for text in texts]
+        measured = self._pool.losses(stage, [*also, *wanted])
+        self._scales = [self._pool.scale, scale_of(experiment, "selection", measured)]
         able = []
         for x in finalists:
-            of_roles = (losses_by_task(experiment, r, x.record.criterion, known) for r in ROLES)
+            of_roles = (losses_by_task(experiment, r, x.record.criterion, measured) for r in ROLES)
             losses = [by_task for by_task in of_roles if by_task]
             if len(losses) == len(ROLES):
                 fitness, selection = map(Scale.fitness, self._scales, losses)
@@ -178,34 +148,34 @@ class _Judge:
         Factors are left out in the order of what the finalist loses without each on the selection
         texts. What still has more than `MOST` factors cannot win, and is not measured.
         """
-        paths = []
-        for leader, bases in zip(leaders, self._by_worth(leaders), strict=True):
-            path = [leader]
-            for base in bases:
-                if rest := self._rests(path[-1]).get(base):
-                    path.append(_shortened(path[-1], base, rest, len(path)))
-            paths += [x for x in path[1:] if x.factors <= MOST]
-        return self.measured("finalists without some factors", paths)
-
-    def _by_worth(self, leaders: Sequence[Finalist]) -> list[list[Metric]]:
-        """Return each finalist's factors that can be left out, those that are worth least first."""
         experiment, role = self._experiment, "selection"
-        rests = [self._rests(x) for x in leaders]
-        every = [rest for each in rests for rest in each.values()]
-        wanted = [(task, role, rest) for rest in every for task in experiment.tasks_of(role)]
-        known = self._pool.losses("finalists without each factor", wanted)
+        shorter = [self._ablations(leader) for leader in leaders]
+        criteria = [criterion for by_base in shorter for criterion in by_base.values()]
+        wanted = [(task, role, x) for x in criteria for task in experiment.tasks_of(role)]
+        measured = self._pool.losses("finalists without each factor", wanted)
         fitness = {
-            rest: self._scales[1].fitness(losses)
-            for rest in every
-            if (losses := losses_by_task(experiment, role, rest, known))
+            criterion: self._scales[1].fitness(losses)
+            for criterion in criteria
+            if (losses := losses_by_task(experiment, role, criterion, measured))
         }
-        return [sorted(each, key=lambda base: fitness.get(each[base], math.inf)) for each in rests]
+        paths = []
+        for leader, by_base in zip(leaders, shorter, strict=True):
+            step, count = leader, 0
+            for base in sorted(by_base, key=lambda x: fitness.get(by_base[x], math.inf)):
+                if criterion := self._ablations(step).get(base):
+                    count += 1
+                    candidate = replace(leader.record.candidate, criterion=criterion)
+                    record = Record(candidate, leader.record.outcome)
+                    step = Finalist(f"{record.index}-{count}", record, left_out=base)
+                    paths.append(step)
+        few = [step for step in paths if step.factors <= MOST]
+        return self.measured("finalists without some factors", few)
 
-    def _rests(self, finalist: Finalist) -> dict[Metric, Criterion]:
-        """Return what is left of a finalist without each factor that can go, by the factor."""
-        criterion = finalist.record.criterion
-        rests = rests_of(criterion.metric, self._experiment.breeder.comparable)
-        return {base: Criterion(rest, criterion.group) for base, rest in rests.items()}
+    def _ablations(self, finalist: Finalist) -> dict[Metric, Criterion]:
+        """Return a finalist without each factor that can go, by the factor's base."""
+        metric, group = finalist.record.criterion.metric, finalist.record.criterion.group
+        shorter = ablations(metric, self._experiment.breeder.comparable)
+        return {base: Criterion(rest, group) for base, rest in shorter.items()}
 
     def difference(self, finalist: Finalist, other: Finalist) -> Difference:
         """Return how much worse a finalist is than another, and the error of that.
@@ -226,16 +196,6 @@ class _Judge:
                 group = cell.model if several else (role, cell.task, cell.text)
                 parts[group].append((cell.weight / len(ROLES), fmean(windows)))
         return Difference(mean, math.hypot(*between_windows, _error_between(list(parts.values()))))
-
-
-def _shortened(finalist: Finalist, base: Metric, rest: Criterion, count: int) -> Finalist:
-    """Return a finalist, not measured yet, with one factor less, `count` less than it had."""
-    record = finalist.record
-    return Finalist(
-        name=f"{record.index}-{count}",
-        record=Record(replace(record.candidate, criterion=rest), record.outcome),
-        left_out=base,
-    )
 
 
 def _error_between(parts: Sequence[Sequence[tuple[float, float]]]) -> float:

@@ -26,17 +26,10 @@ ROWS, INPUTS = 16, 32
 """Rows and inputs taken of each probed layer, evenly spaced. How well masks on 128 inputs predict a
 fitness is no better than on 32, and the time is a third of theirs (docs/LOG.md)."""
 
-TargetOf = Callable[[str], Target]
-"""Returns what a comparison group removes for a task."""
-
-Words = npt.NDArray[np.uint64]
-"""Masks on the probe, packed."""
-
-_SKETCHED = 16
-"""Words of a mask in a sketch, at most."""
-
-_KEPT = 4096
-"""Number of criteria whose masks are kept in memory, a kilobyte for each task."""
+TargetOf = Callable[[str], Target]  # returns a task's target for a comparison group
+Words = npt.NDArray[np.uint64]  # masks on the probe, packed
+_SKETCHED = 16  # words of a mask in a sketch, at most
+_KEPT = 4096  # criteria whose masks are kept in memory, a kilobyte for each task
 
 _PARTS = 512
 """Number of parts of formulas whose scores a probe keeps: most parts of a child are its parents' or
@@ -45,35 +38,27 @@ its siblings', so a candidate costs the driver two thirds of the time."""
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A few rows and inputs of a few layers, all of one shape; recent scores are kept.
-
-    Attributes:
-        layers: Their names.
-        terminals: Absolute weights and statistics, (layers, rows or 1, inputs or 1), fp32.
-    """
+    """A few rows and inputs of a few layers, all of one shape; recent scores are kept."""
 
     layers: tuple[str, ...]
-    terminals: Mapping[str, Tensor]
-    _known: dict[Metric, Tensor] = field(default_factory=dict)
+    terminals: Mapping[str, Tensor]  # W absolute, (layers, rows or 1, inputs or 1), fp32
+    _scores: dict[Metric, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor]) -> "Probe":
         """Return the probe in `take_probe`'s tensors, layers in the order of their names."""
         layers = tuple(sorted(key[2:] for key in tensors if key.startswith("W/")))
         names = {key.partition("/")[0] for key in tensors}
-        terminals = {
-            terminal: torch.stack([tensors[f"{terminal}/{x}"] for x in layers])
-            for terminal in names
-        }
-        return Probe(layers, terminals | {"W": terminals["W"].abs()})
+        parts = {name: torch.stack([tensors[f"{name}/{x}"] for x in layers]) for name in names}
+        return Probe(layers, parts | {"W": parts["W"].abs()})
 
     def score(self, metric: Metric) -> Tensor:
         """Return the scores, (layers, rows, inputs), fp32; they may be non-finite."""
         weights = self.terminals["W"]
-        if not self._known or len(self._known) > _PARTS:
-            self._known.clear()
-            self._known.update({interned(terminal): x for terminal, x in self.terminals.items()})
-        return metric.evaluate(self._known, weights.device).expand_as(weights)
+        if not self._scores or len(self._scores) > _PARTS:
+            self._scores.clear()
+            self._scores.update({interned(name): x for name, x in self.terminals.items()})
+        return metric.evaluate(self._scores, weights.device).expand_as(weights)
 
 
 def take_probe(
@@ -84,15 +69,9 @@ def take_probe(
 ) -> dict[str, Tensor]:
     """Take the probe: a part of every linear layer of an early, a middle and a late block.
 
-    Args:
-        weights: Dense weights by layer name.
-        statistics: Those of the same layers, by `X/layer`.
-        blocks: Names of the decoder blocks, in order.
-        targets: What is asked of the model: the groups of an n:m pattern are taken whole.
-
-    Returns:
-        Parts of weights and statistics by `W/layer`, `G/layer` and so on, fp32; of as many rows
-        and inputs of each layer as the smallest allows.
+    Given dense weights by layer and statistics by `X/layer`, it has parts of them by `W/layer`,
+    `G/layer` and so on, fp32, of as many rows and inputs of each layer as the smallest allows. The
+    groups of the targets' n:m patterns are taken whole.
     """
     names = list(blocks)
     chosen = {names[0], names[len(names) // 2], names[-1]}
@@ -119,50 +98,43 @@ def _evenly(count: int, taken: int, run: int = 1) -> Tensor:
 
 
 class Fingerprints:
-    """Fingerprints for one or more tasks; recent masks are kept for computing distances.
-
-    Args:
-        tasks: Each task's probe of its model, and the target that a comparison group gives it.
-    """
+    """Fingerprints for tasks, given their probes and targets; recent masks are kept."""
 
     def __init__(self, tasks: Sequence[tuple[Probe, TargetOf]]) -> None:
-        self.tasks = tasks
-        first_of = {probe: place for place, (probe, _) in reversed([*enumerate(tasks)])}
-        self._firsts = sorted(first_of.values())  # each model's first task
+        self.tasks, probes = tasks, [probe for probe, _ in tasks]
+        # Each model's first task.
+        self._firsts = [i for i, probe in enumerate(probes) if probe not in probes[:i]]
         self._weights = sum(probe.terminals["W"].numel() for probe, _ in tasks)
         self._mask = lru_cache(_KEPT * len(tasks))(self._new_mask)
 
     def fingerprint(self, criterion: Criterion) -> str:
         """Return a hash of a criterion's masks on the probes, 16 hexadecimal digits.
 
-        Raises:
-            DegenerateScores: If a probed layer's scores are not finite or are constant, or if in
-                every layer all rows have the same mask.
+        Raises DegenerateScores if a layer's scores are not finite or are constant, or if in every
+        layer all rows have the same mask.
         """
         metric = criterion.metric
-        for probe in (self.tasks[place][0] for place in self._firsts):
+        for probe in (self.tasks[task][0] for task in self._firsts):
             scores = probe.score(metric)
             lowest, highest = scores.amin((1, 2)).tolist(), scores.amax((1, 2)).tolist()
             for layer, low, high in zip(probe.layers, lowest, highest, strict=True):
                 check_extremes(metric.text, layer, low, high)
         # Two groups may agree on a few rows, but not on whole layers; nor do a sum and a mean where
         # layers of several sizes compete, though all probed parts have one size.
-        told_apart = (criterion.group, criterion.group == "model" and _growth(metric))
-        digest = hashlib.sha256(str(told_apart).encode())
-        for place, (probe, _) in enumerate(self.tasks):
-            words, shape = self._mask(criterion, place), probe.terminals["W"].shape
+        growth = metric.units.n if metric.has_units else metric.text
+        key = (criterion.group, criterion.group == "model" and growth)
+        digest = hashlib.sha256(str(key).encode())
+        for task, (probe, _) in enumerate(self.tasks):
+            words, shape = self._mask(criterion, task), probe.terminals["W"].shape
             mask = np.unpackbits(words.view(np.uint8), count=shape.numel()).reshape(shape)
             if mask.any() and not (mask != mask[:, :1]).any():
                 raise DegenerateScores(f"'{metric.text}' prunes the same inputs in every row")
             digest.update(words.data)
         return digest.hexdigest()[:16]
 
-    def distance(self, one: Criterion, other: Criterion) -> float:
-        """Return the fraction of probed weights that one criterion removes and the other keeps.
-
-        0 means equal masks; two unrelated masks at 50% sparsity differ in 0.5.
-        """
-        masks = ((self._mask(one, i), self._mask(other, i)) for i in range(len(self.tasks)))
+    def distance(self, first: Criterion, second: Criterion) -> float:
+        """Return the fraction of probed weights that one criterion removes and the other keeps."""
+        masks = ((self._mask(first, i), self._mask(second, i)) for i in range(len(self.tasks)))
         return float(sum(np.bitwise_count(a ^ b).sum() for a, b in masks) / self._weights)
 
     def sketch(self, criterion: Criterion) -> Words:
@@ -171,27 +143,18 @@ class Fingerprints:
         The masks for its other sparsities say the same: with them losses are predicted no better
         (docs/LOG.md).
         """
-        masks = [self._mask(criterion, place) for place in self._firsts]
+        masks = [self._mask(criterion, task) for task in self._firsts]
         return np.concatenate([mask[:: math.ceil(len(mask) / _SKETCHED)] for mask in masks])
 
-    def _new_mask(self, criterion: Criterion, place: int) -> Words:
-        """Return the mask for a task, packed; scores that are not finite have one, too.
-
-        64 weights are in a word; the rest of the last is 0.
+    def _new_mask(self, criterion: Criterion, task: int) -> Words:
+        """Return the mask for a task, 64 weights in a word, the rest of the last 0; scores that are
+        not finite have one, too.
         """
-        probe, target_of = self.tasks[place]
+        probe, target_of = self.tasks[task]
         scores = probe.score(criterion.metric).nan_to_num()
         bits = np.packbits(probe_mask(scores, target_of(criterion.group)).flatten().numpy())
         bits.resize(8 * math.ceil(bits.size / 8), refcheck=False)
         return bits.view(np.uint64)
-
-
-def _growth(metric: Metric) -> object:
-    """Return what a score's growth with the size of a layer depends on: an exponent, or all."""
-    try:
-        return metric.units.n
-    except ValueError:  # its operands grow differently
-        return metric.text
 
 
 def probe_mask(scores: Tensor, target: Target) -> Tensor:

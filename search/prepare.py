@@ -21,8 +21,6 @@ from prunevolve.search.pool.worker import code_digest
 from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import scale_of, wanted_of
 
-ENVIRONMENT = "environment.json"
-
 MUTABLE: Mapping[str, bool | set[str]] = {
     "search": {"candidates"},
     "ray": True,
@@ -34,17 +32,13 @@ MUTABLE: Mapping[str, bool | set[str]] = {
 Statistics that the run has are used as they are, also with another `low_memory`.
 """
 
-_HEAD = 2**24
-"""Bytes of a weights file that its digest reads: names and shapes stand at its beginning."""
+_HEAD = 2**24  # bytes of a weights file that its digest reads: names and shapes come first
 
 
 def prepare(
     folder: RunFolder, experiment: Experiment, pool: Pool, console: Console
 ) -> Fingerprints:
-    """Get statistics, probes and scale, from the folder or workers, and give them to all workers.
-
-    Raises FolderError if one of these files is damaged.
-    """
+    """Get statistics, probes and scale from the folder or workers, and give them to all workers."""
     with step(console, "starting the first worker"):
         pool.start()
     probes = []
@@ -83,7 +77,7 @@ def fingerprints(experiment: Experiment, probes: Sequence[Probe]) -> Fingerprint
 
 def write_environment(folder: RunFolder, experiment: Experiment) -> None:
     """Write `environment.json`, once: the machine where the run began, and its `identity`."""
-    if (folder.path / ENVIRONMENT).exists():
+    if (folder.path / "environment.json").exists():
         return
     packages = ("torch", "transformers", "deap", "ray", "numpy", "tokenizers")
     machine = {
@@ -93,7 +87,7 @@ def write_environment(folder: RunFolder, experiment: Experiment) -> None:
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: metadata.version(name) for name in packages},
     }
-    folder.write_json(ENVIRONMENT, {**machine, "identity": identity(experiment)})
+    folder.write_json("environment.json", {**machine, "identity": identity(experiment)})
 
 
 def identity(experiment: Experiment) -> dict[str, object]:
@@ -114,13 +108,12 @@ def settings(config: Config) -> dict[str, object]:
 
 def check_identity(folder: RunFolder, now: Mapping[str, object]) -> None:
     """Raise FolderError if an `identity`, or its `settings`, is not that of a folder's run."""
-    environment = folder.read_json(ENVIRONMENT, "identity")
+    environment = folder.read_json("environment.json", "identity")
     if difference := next(_differences(environment["identity"], now), ""):
         python, here = environment.get("python"), platform.python_version()
         why = f" on Python {python}, this is {here}" if python not in (None, here) else ""
-        raise FolderError(
-            f"{difference} when the run in {folder.path} began{why}: restore it, or start a new run"
-        )
+        problem = f"{difference} when the run in {folder.path} began{why}"
+        raise FolderError(f"{problem}: restore it, or start a new run")
 
 
 def _differences(before: object, now: Mapping[str, object], path: str = "") -> Iterator[str]:

@@ -33,16 +33,12 @@ if TYPE_CHECKING:  # a status is shown without the libraries of a search
     from prunevolve.search.pool.pool import Pool
     from prunevolve.search.pool.worker import Job
 
-OnRecord = Callable[[Record], object]
-"""Called with each record once it is in the journal, in the order of breeding."""
+OnRecord = Callable[[Record], object]  # called with each that is in the journal, in order
 
 RUNNING, CHOOSING, FINISHED = "running", "measuring finalists", "finished"
 
-_CHECKPOINT_EVERY = 50
-"""Candidates between two checkpoints."""
-
-_SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0
-"""Seconds between two updates: on the screen, and of `status.json`."""
+_CHECKPOINT_EVERY = 50  # candidates between two checkpoints
+_SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0  # between two updates: on screen, of `status.json`
 
 
 def ignore(record: Record) -> None:
@@ -54,11 +50,6 @@ class Recorder:
     """Keeps a run's files and the screen up to date inside its context.
 
     At the end, whatever it is, it writes the checkpoint, the best metric and the status if it can.
-
-    Attributes:
-        began: When the run did, by `time.monotonic`, as if all its processes had followed one
-            another.
-        outcomes: The number of the journal's records, by kind.
     """
 
     folder: RunFolder
@@ -67,10 +58,10 @@ class Recorder:
     pool: "Pool"
     console: Console
     on_record: OnRecord
-    began: float
+    began: float  # by `time.monotonic`, as if all the run's processes had followed one another
 
     def __enter__(self) -> Self:
-        self.outcomes: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()  # of the journal's records, by kind
         self._timings: dict[int, Timing] = {}
         self._shown = self._written = 0.0
         self._open = ExitStack()
@@ -129,11 +120,12 @@ class Recorder:
         self.folder.write_json("status.json", self.status(state))
 
     def _checkpoint(self) -> None:
-        hall = self.evolution.state.hall_of_fame
-        self.folder.write_checkpoint(self.evolution.resumable.to_checkpoint(), hall)
+        folder, state = self.folder, self.evolution.state
+        folder.write_json("checkpoint.json", self.evolution.resumable.to_checkpoint())
+        folder.write_hall_of_fame([], state.hall_of_fame)
         # A run that is extended keeps its winner until another is chosen.
-        if self.evolution.state.best and not self.folder.has_ended:
-            self.folder.write_best(self.evolution.state.best, self.experiment.origin())
+        if state.best and not (folder.path / "summary.json").is_file():
+            folder.write_best(state.best, self.experiment.origin())
 
     def status(self, state: str) -> JsonObject:
         """Return the run's status now."""
@@ -157,21 +149,20 @@ class Recorder:
 
 def values_of(status: JsonObject) -> dict[str, float]:
     """Return a status's values for trackers, by name."""
-    counts = [(group, status[group]) for group in ("outcomes", "faults", "workers")]
-    values = {f"{group}/{name}": count for group, named in counts for name, count in named.items()}
+    groups = ("outcomes", "faults", "workers")
+    values = {f"{group}/{name}": n for group in groups for name, n in status[group].items()}
     values["candidates_per_hour"] = status["per_hour"]
     return values | ({"fitness/best": status["best"]["fitness"]} if status["best"] else {})
 
 
 def lines_of(status: JsonObject) -> list[str]:
     """Return all of a status but how far the search is, as lines for a person."""
-    lines = ["fitness: dense 0, best baseline 1, best none yet"]
-    if best := status["best"]:
-        lines = [
-            f"fitness: dense 0, best baseline 1, best {best['fitness']:.4f}",
-            f"best: {shorten(best['metric'], 100, placeholder=' ...')}, group {best['group']}",
-        ]
-    pace = f"{status['per_hour']:.0f} candidates an hour"
+    best, pace = status["best"], f"{status['per_hour']:.0f} candidates an hour"
+    fitness = f"{best['fitness']:.4f}" if best else "none yet"
+    lines = [f"fitness: dense 0, best baseline 1, best {fitness}"]
+    if best:
+        text = shorten(best["metric"], 100, placeholder=" ...")
+        lines.append(f"best: {text}, group {best['group']}")
     lines.append(f"outcomes: {_counts(status['outcomes'])}")
     lines.append(f"workers: {_counts(status['workers'])}; {pace}")
     if status["faults"]:
@@ -202,12 +193,12 @@ def status_of(folder: RunFolder) -> JsonObject:
 def print_status(folder: RunFolder, console: Console) -> JsonObject:
     """Print and return the status of a run, while it is running or afterwards."""
     status = status_of(folder)
-    far, state = f"candidates: {status['candidates']}/{status['of']}", status["state"]
+    done, state = f"candidates: {status['candidates']}/{status['of']}", status["state"]
     if state == RUNNING and status["per_hour"]:
         hours = (status["of"] - status["candidates"]) / status["per_hour"]
-        far += f", {timedelta(seconds=round(hours * 3600))} left"
+        done += f", {timedelta(seconds=round(hours * 3600))} left"
     if state not in (RUNNING, CHOOSING, FINISHED):
         state += f"; resume with {SEARCH} --resume {shlex.quote(str(folder.path))}"
     head = f"{folder.path}: {state}, as of {status['written']}"
-    console.print(head, far, status["convergence"], *lines_of(status), sep="\n")
+    console.print(head, done, status["convergence"], *lines_of(status), sep="\n")
     return status

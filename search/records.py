@@ -1,8 +1,7 @@
 """Candidates and their outcomes: what a line of the journal holds."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, Strict, ValidationError
@@ -11,17 +10,14 @@ from prunevolve.pruning.metric import Criterion
 
 Kind = Literal["evaluated", "stopped", "sampled", "duplicate", "degenerate", "failed"]
 
-OUTCOMES: tuple[str, ...] = get_args(Kind)
-"""Kinds of outcome; only `evaluated` has a fitness."""
+OUTCOMES: tuple[str, ...] = get_args(Kind)  # kinds of outcome; only `evaluated` has a fitness
 
-Timing = Mapping[str, float]
-"""What is not reproducible about an evaluation: seconds, peak MiB, the worker's number."""
+Timing = Mapping[str, float]  # of an evaluation, not reproducible: seconds, peak MiB, worker
 
 Wanted: TypeAlias = tuple[int, str, Criterion | None]
 """What losses are measured of: a task, a text's role, and a metric or else the dense model."""
 
-Losses: TypeAlias = list[float] | None
-"""Each window's mean NLL in nats per token; None where a metric cannot prune the model."""
+Losses: TypeAlias = list[float] | None  # mean NLL of each window, nats per token, if it can prune
 
 RESOLUTION = 0.001
 """Step in which members are compared, in units of fitness; within a step the smaller metric wins
@@ -30,57 +26,35 @@ RESOLUTION = 0.001
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a candidate.
+    """The outcome of a candidate."""
 
-    Attributes:
-        kind: One of `OUTCOMES`.
-        fitness: Loss increase relative to the best baseline (`search.scale`); None unless
-            evaluated.
-        tokens: Fitness tokens that were run through the pruned model.
-        reason: Why it was not evaluated to the end; empty if it was.
-        estimate: Its fitness predicted from the windows measured, if it was stopped or sampled.
-        rises: Each task's part of the fitness, predicted from its windows measured so far; None
-            where none was. Empty if nothing was measured.
-    """
-
-    kind: str
-    fitness: float | None = None
-    tokens: int = 0
-    reason: str = ""
-    estimate: float | None = None
+    kind: Kind
+    fitness: float | None = None  # loss increase relative to the best baseline, if evaluated
+    tokens: int = 0  # fitness tokens that were run through the pruned model
+    reason: str = ""  # why it was not evaluated to the end
+    estimate: float | None = None  # of the fitness, from some windows, if stopped or sampled
+    # Each task's part of the fitness, predicted from its windows; None where none was measured.
     rises: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A bred criterion on its way to an outcome.
+    """A bred criterion on its way to an outcome; the journal has all but the last four fields."""
 
-    Attributes:
-        index: Its position in the order of breeding, from 0.
-        criterion: Its metric, in canonical form, and its comparison group.
-        parents: Indices of the candidates it was bred from; empty for a random tree or a seed.
-        fingerprint: Fingerprint of its mask on the probe; None until taken.
-        tuned: Whether it is the parent with other numbers (`search.breeding.tuning`).
-        numbers: If so, how far each is moved; empty for the mean of a tuning.
-        part: Which part of the fitness windows it is measured on, and of how many; None for as many
-            windows as it needs.
-        best: Fitness of the best when it was bred, or of the best baseline, if lower; what is
-            clearly worse is not measured to the end. None for a tuning's child.
-        limit: Fitness above which it could not enter the population then (a smaller metric within a
-            step of parsimony could); None if tuned.
-        decided: Its outcome, if that is known without an evaluation.
-    """
-
-    index: int
-    criterion: Criterion
-    parents: tuple[int, ...] = ()
-    fingerprint: str | None = None
-    tuned: bool = False
-    numbers: tuple[float, ...] = ()
-    # Needed only until there is an outcome: the journal does not have them.
+    index: int  # its position in the order of breeding, from 0
+    criterion: Criterion  # its metric is in canonical form
+    parents: tuple[int, ...] = ()  # indices; none of a random metric or a seed
+    fingerprint: str | None = None  # of its mask on the probe; None until taken
+    tuned: bool = False  # whether it is its parent with other numbers
+    numbers: tuple[float, ...] = ()  # how far each is moved; empty for the mean of a tuning
+    # Which part of the fitness windows it is measured on, and of how many; None for all it needs.
     part: tuple[int, int] | None = field(default=None, compare=False)
+    # Fitness of the best when it was bred, or of the best baseline, if lower: what is clearly worse
+    # is not measured to the end. None for a tuning's child.
     best: float | None = field(default=None, compare=False)
+    # Fitness above which it could not enter the population then; None if tuned.
     limit: float | None = field(default=None, compare=False)
+    # Its outcome, if that is known without an evaluation.
     decided: Outcome | None = field(default=None, compare=False)
 
 
@@ -107,15 +81,9 @@ class Record:
         return self.outcome.fitness
 
     @property
-    def loss(self) -> float:
-        """The fitness, or else its prediction; infinite if there is none."""
-        values = (self.outcome.fitness, self.outcome.estimate)
-        return next((value for value in values if value is not None), math.inf)
-
-    @property
     def size(self) -> int:
         """Number of nodes of the metric."""
-        return self.candidate.criterion.metric.size
+        return self.criterion.metric.size
 
     @property
     def rank(self) -> tuple[float, int]:
@@ -131,29 +99,27 @@ class Record:
     @property
     def described(self) -> dict[str, object]:
         """What JSON files say of a metric that was found."""
-        criterion, fitness = self.criterion, self.fitness
-        metric, group = criterion.text, criterion.group
-        return {"metric": metric, "group": group, "fitness": fitness, "size": self.size}
+        metric, group = self.criterion.text, self.criterion.group
+        return {"metric": metric, "group": group, "fitness": self.fitness, "size": self.size}
 
     def to_dict(self) -> dict[str, object]:
         """Return a line of the journal as an object."""
-        criterion, kind = self.criterion, self.outcome.kind
-        own = {"metric": criterion.text, "group": criterion.group, "outcome": kind}
-        known = {**vars(self.candidate), **vars(self.outcome), **own}
-        return {name: known[name] for name in Line.model_fields}
+        values = {**vars(self.candidate), **vars(self.outcome), **self.described}
+        values["outcome"] = self.outcome.kind
+        return {name: values[name] for name in Line.model_fields}
 
     @staticmethod
     def from_dict(content: object) -> "Record":
-        """Return the record in a journal's object.
-
-        Raises:
-            ValueError: If a field is missing, unknown or breaks its rule; one line that names it.
-        """
-        line = dict(read_line(content))
-        criterion = Criterion.parse(line.pop("metric"), line.pop("group"))
-        kind = line.pop("outcome")
-        outcome = {x.name: line.pop(x.name) for x in fields(Outcome) if x.name in line}
-        return Record(Candidate(criterion=criterion, **line), Outcome(kind, **outcome))
+        """Return the record in a journal's object; raises as `read_line` and `Criterion.parse`."""
+        line = read_line(content)
+        criterion = Criterion.parse(line.metric, line.group)
+        candidate = Candidate(
+            line.index, criterion, line.parents, line.fingerprint, line.tuned, line.numbers
+        )
+        outcome = Outcome(
+            line.outcome, line.fitness, line.tokens, line.reason, line.estimate, line.rises
+        )
+        return Record(candidate, outcome)
 
 
 class Line(BaseModel):
@@ -177,7 +143,7 @@ class Line(BaseModel):
 
 
 def read_line(content: object) -> Line:
-    """Return a journal's object, checked but for its metric; raises as `Record.from_dict`."""
+    """Return a journal's object, checked but for its metric; ValueError, of one line, if wrong."""
     try:
         line = Line.model_validate(content)
     except ValidationError as error:

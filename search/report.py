@@ -15,28 +15,18 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.statistics import TERMINALS
-from prunevolve.search.records import Record
-from prunevolve.search.verdict import (
-    best_of_the_baselines,
-    convergence,
-    shown,
-)
+from prunevolve.search.records import Candidate, Outcome, Record
+from prunevolve.search.verdict import best_of_the_baselines, convergence, shown
 
 FOUND = "best found"
+FORMULA, LEFT_OUT = "formula", "left out"  # headings of columns of formulas
 
-FORMULA, LEFT_OUT = "formula", "left out"
-"""Headings of columns of formulas."""
-
-STANDING = ("candidate", "factors", "fitness", "selection", "vs best")
-"""Headings of what is said of a finalist."""
+STANDING = ("candidate", "factors", "fitness", "selection", "vs best")  # of a finalist
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a heading and what it shows.
-
-    Names come first, and formulas last, under one of their headings.
-    """
+    """A table; names come first, and formulas last, under one of their headings."""
 
     heading: str
     about: str
@@ -51,24 +41,14 @@ class Table:
 
 def render(
     config: Config,
-    records: Sequence[Record],
+    records: Sequence[Record],  # at least one is evaluated
     summary: JsonObject | None,
+    status: JsonObject,
     environment: JsonObject,
-    written: str,
-    commands: tuple[str, str],
-    charts: tuple[str, str, str],
-    baselines: Mapping[str, float],
+    commands: tuple[str, str],  # how to apply the best metric, and how to search on
+    charts: tuple[str, str, str],  # SVG: the run, narrow and wide, and the winner's path, if any
 ) -> str:
-    """Return `report.html`; for an unfinished run, with what its journal holds so far.
-
-    Args:
-        records: The journal; at least one candidate is evaluated.
-        summary: None before the run ends.
-        written: When the run's status was, ISO 8601.
-        commands: How to apply the best metric, and how to search on.
-        charts: SVG documents: the run for a phone and for a wide screen, and the winner's way to
-            fewer factors, empty if it has none.
-    """
+    """Return `report.html`; for an unfinished run, with what its journal holds so far."""
     template = Template(
         (Path(__file__).parent / "report.html.j2").read_text("utf-8"),
         autoescape=True,
@@ -80,7 +60,7 @@ def render(
     best = summary["best"] if summary else min(evaluated, key=lambda record: record.rank).described
     metric = Metric.parse(str(best["metric"]))
     measured = measured_tables(summary) if summary else []
-    learned = _learned(evaluated, summary, baselines)
+    learned = _learned(evaluated, summary, status.get("baselines", {}))
     tables = _each_formula_once([*measured, *learned], metric.infix)
     page: str = template.render(
         config=config,
@@ -92,7 +72,7 @@ def render(
         measured=tables[: len(measured)],
         learned=tables[len(measured) :],
         environment=environment,
-        written=written.replace("T", " ").replace("+00:00", " UTC"),
+        written=str(status["written"]).replace("T", " ").replace("+00:00", " UTC"),
         commands=commands,
         charts=[b64encode(chart.encode()).decode() for chart in charts],
         about_winner=about_winner(best, evaluated),
@@ -110,9 +90,9 @@ def _learned(
     candidates = [{"name": str(r.index), **r.described} for r in evaluated]
     if not summary:
         return [front_table(candidates, baselines, "")]
-    finalists, chosen = summary["selection"], str(summary["best"]["name"])
-    found = {row["name"]: row for row in [*candidates, *finalists]}
-    front = front_table([*found.values()], baselines, chosen)
+    finalists = summary["selection"]
+    rows = {row["name"]: row for row in [*candidates, *finalists]}
+    front = front_table([*rows.values()], baselines, str(summary["best"]["name"]))
     return [path_table(summary["path"]), finalist_table(finalists), front]
 
 
@@ -120,13 +100,13 @@ def _each_formula_once(tables: Sequence[Table], best: str) -> list[Table]:
     """Return tables in which a formula that stands further up, as the best one does, is the name
     of its row there, or nothing if that is the name of this row, too.
     """
-    name_of = {best: FOUND}
+    names = {best: FOUND}
 
     def cell(name: str, formula: str) -> str:
-        if formula not in name_of:
-            name_of[formula] = name
+        if formula not in names:
+            names[formula] = name
             return formula
-        return "" if name_of[formula] == name else f"as {name_of[formula]}"
+        return "" if names[formula] == name else f"as {names[formula]}"
 
     return [
         replace(table, rows=[(*row[:-1], cell(row[0], row[-1])) for row in table.rows])
@@ -237,16 +217,15 @@ def finalist_table(finalists: Sequence[JsonObject]) -> Table:
     return Table("Finalists", about, (*STANDING, "group", FORMULA), _joined(rows))
 
 
-def front_table(found: Sequence[JsonObject], baselines: Mapping[str, float], chosen: str) -> Table:
-    """Return what was measured, and the baselines, that no smaller one equals or beats, by size."""
-    known = []
+def front_table(bred: Sequence[JsonObject], baselines: Mapping[str, float], chosen: str) -> Table:
+    """Return the bred metrics and the baselines that no smaller one equals or beats, by size."""
+    named: list[JsonObject] = []
     for name, fitness in baselines.items():
-        criterion = named_metric(name)
-        facts = {"metric": criterion.text, "group": criterion.group, "size": criterion.metric.size}
-        known.append({"name": name, "fitness": fitness, **facts})
+        record = Record(Candidate(-1, named_metric(name)), Outcome("evaluated", fitness))
+        named.append({"name": name, **record.described})
     rows: list[tuple[str, ...]] = []
     best = math.inf
-    for row in sorted([*known, *found], key=lambda row: (row["size"], row["fitness"])):
+    for row in sorted([*named, *bred], key=lambda row: (row["size"], row["fitness"])):
         is_chosen = row["name"] == chosen
         if row["fitness"] < best or is_chosen:
             best = min(best, row["fitness"])

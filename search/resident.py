@@ -35,11 +35,8 @@ class Weights(NamedTuple):
 class Resident:
     """One loaded model with a master copy of its dense weights and its token windows.
 
-    Args:
-        low_memory: Whether matrices of statistics are bfloat16, and scores are computed anew each
-            time, not kept while they are needed again.
-        tasks: Number of tasks on the model, which share a formula's scores.
-        weights: The model's weights, shared with other workers on this node; None to load them.
+    Its tasks share a formula's scores. With low memory matrices of statistics are bfloat16, and
+    scores are computed anew each time. Given weights are shared with other workers on this node.
     """
 
     def __init__(

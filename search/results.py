@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -21,9 +21,9 @@ from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.finalists import Finalist, choose
 from prunevolve.search.progress import FINISHED, Recorder
-from prunevolve.search.records import Candidate, Losses, Outcome, Record, Wanted
+from prunevolve.search.records import Candidate, Outcome, Record
 from prunevolve.search.run_folder import FolderError, RunFolder
-from prunevolve.search.scale import baselines_on, cells_of, paired_difference, wanted_of
+from prunevolve.search.scale import Measured, baselines_on, cells_of, paired_difference, wanted_of
 from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
 
 
@@ -38,10 +38,10 @@ def finish(recorder: Recorder) -> JsonObject:
     winner = choice.winner
     folder.write_best(winner.record, experiment.origin(candidate=winner.name))
     folder.write_hall_of_fame(choice.standings, state.hall_of_fame)
-    places = range(len(experiment.tasks))
-    wanted = [(place, "report", winner.record.criterion) for place in places]
-    known = pool.losses("report", [*wanted_of("report", places), *wanted])
-    tasks = [_measured(experiment, known, place, winner.record) for place in places]
+    every_task = range(len(experiment.tasks))
+    wanted = [(task, "report", winner.record.criterion) for task in every_task]
+    losses = pool.losses("report", [*wanted_of("report", every_task), *wanted])
+    tasks = [_measured(experiment, losses, task, winner.record) for task in every_task]
     records = folder.records()
     looks = _looks(before, len(records)) if before else []
     verdict, first = verdict_of(tasks), tasks[0]
@@ -68,7 +68,11 @@ def finish(recorder: Recorder) -> JsonObject:
     with step(console, "drawing the report"):
         write_report(folder, experiment.config, records, summary, status)
     for table in report.measured_tables(summary):
-        console.print(table.about, _on_screen(table), sep="\n")
+        # Without formulas, which are too wide.
+        on_screen = ScreenTable(*(Column(x, overflow="fold") for x in table.columns[: table.plain]))
+        for row in table.rows:
+            on_screen.add_row(*row[: table.plain])
+        console.print(table.about, on_screen, sep="\n")
     best = winner.record.criterion
     console.print(f"{report.FOUND}: {best.metric.infix}", f"its text: {best.text}", sep="\n")
     console.print(report.about_winner(summary["best"], state.hall_of_fame))
@@ -94,20 +98,17 @@ def _looks(before: JsonObject, candidates: int) -> list[JsonObject]:
     return [*looks, {"candidates": before["candidates"], "perplexity": perplexity}]
 
 
-def _measured(
-    experiment: Experiment, known: Mapping[Wanted, Losses], index: int, winner: Record
-) -> JsonObject:
+def _measured(experiment: Experiment, measured: Measured, index: int, winner: Record) -> JsonObject:
     """Return a task's perplexities on its report text: of dense, baselines and winner.
 
     `behind_best` is how far a baseline is behind the winner, window by window, in nats per token.
     What a winner lacks that cannot prune the model is null.
     """
-    dense, named = known[index, "report", None] or [], baselines_on(index, "report", known)
-    best = known[index, "report", winner.criterion]
-    subject, row = experiment.subject_of[index], experiment.task_rows()[index]
-    provenance = experiment.subjects[subject].windows["report"].provenance
+    dense, named = measured[index, "report", None] or [], baselines_on(index, "report", measured)
+    best = measured[index, "report", winner.criterion]
+    subject = experiment.subjects[experiment.subject_of[index]]
     task: JsonObject = {
-        **row,
+        **experiment.task_rows()[index],
         "dense": perplexity_of(dense),
         "baselines": {name: perplexity_of(losses) for name, losses in named.items()},
         "best": {"perplexity": best and perplexity_of(best)},
@@ -126,29 +127,25 @@ def _measured(
                 "perplexity": best and perplexity_of([best[i] for i in cell.windows]),
                 "relative_rise": cell.value(best or []),
             }
-            for cell in cells_of(experiment, index, "report", known)
+            for cell in cells_of(experiment, index, "report", measured)
         ],
-        "perplexity_of": {**provenance, "dtype": experiment.subjects[subject].dtype},
+        "perplexity_of": {**subject.windows["report"].provenance, "dtype": subject.dtype},
     }
     return task | {"verdict": verdict_of([task]).sentence}
-
-
-def _on_screen(table: report.Table) -> ScreenTable:
-    """Return a table for the screen, without formulas, which are too wide."""
-    shown = ScreenTable(*(Column(x, overflow="fold") for x in table.columns[: table.plain]))
-    for row in table.rows:
-        shown.add_row(*row[: table.plain])
-    return shown
 
 
 def say_files(path: Path, config: Config, summary: JsonObject, console: Console) -> None:
     """Print where a finished run's report and metric are, and how to apply it or to search on."""
     apply, search_on = commands_of(path, config)
-    way_on = f"it did not clearly win: search on with {search_on}"
-    if summary["verdict_kind"] == "better":
-        way_on = f"apply it: {apply}"
-    files = f"report: {path / 'report.html'}", f"metric: {path / 'best_metric.json'}"
-    console.print(*files, way_on, sep="\n")
+    is_better = summary["verdict_kind"] == "better"
+    console.print(
+        f"report: {path / 'report.html'}",
+        f"metric: {path / 'best_metric.json'}",
+        f"apply it: {apply}"
+        if is_better
+        else f"it did not clearly win: search on with {search_on}",
+        sep="\n",
+    )
 
 
 def commands_of(path: Path, config: Config) -> tuple[str, str]:
@@ -204,16 +201,8 @@ def write_report(
         fitness_chart(records, size, WIDE),
         path_chart(summary["path"]) if summary and summary["path"] else "",
     )
-    page = report.render(
-        config=config,
-        records=records,
-        summary=summary,
-        environment=folder.read_json("environment.json"),
-        written=str(status["written"]),
-        commands=commands_of(folder.path, config),
-        charts=charts,
-        baselines=status.get("baselines", {}),
-    )
+    environment, commands = folder.read_json("environment.json"), commands_of(folder.path, config)
+    page = report.render(config, records, summary, status, environment, commands, charts)
     folder.write_text("fitness.svg", charts[0])
     folder.write_text("report.html", page)
 

@@ -7,7 +7,7 @@ import io
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +21,13 @@ from prunevolve.configs.schema import load as read_config
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import step
-from prunevolve.search.evolution import Evolution
+from prunevolve.search.evolution import Evolution, State
 from prunevolve.search.experiment import Experiment, pinned_config, resolve
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import connected
 from prunevolve.search.pool.pool import CallError, Pool
 from prunevolve.search.pool.worker import InProcess
 from prunevolve.search.pool.workers import Backend
-from prunevolve.search.population import State
 from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
 from prunevolve.search.progress import OnRecord, Recorder, ignore
 from prunevolve.search.records import Record
@@ -42,8 +41,7 @@ _LEAST_LAG, _GOOD_LAG = 4, 16
 """Lags for each worker: with less than the first they wait for one another; with the second 95%
 work though one evaluation in ten takes ten times as long."""
 
-_NOWHERE = Console(file=io.StringIO())
-"""From Python nothing is printed: it would mix with the caller's output."""
+_NOWHERE = Console(file=io.StringIO())  # or from Python it would mix with the caller's output
 
 
 class Unfinished(RuntimeError):
@@ -103,10 +101,8 @@ def resume(
     """Continue a run to its end, or extend a finished one.
 
     Args:
-        folder: The run's folder.
         overrides: Such as `search.candidates=500`; those that would change the search are refused.
         on_record: As in `evolve`; called with new records only.
-        console: As in `evolve`.
 
     Raises:
         FolderError: If the folder is no run, is damaged, or an override would change the search.
@@ -117,19 +113,18 @@ def resume(
         config = schema.load(path / "config.yaml", overrides)  # refuses an unknown key
         check_identity(run, settings(config))  # before a text is read
         records, summary = run.records(), run.summary()
-        done, wanted = len(records), config.search.candidates
-        if summary and summary["candidates"] == done == wanted:
+        done, candidates = len(records), config.search.candidates
+        if summary and summary["candidates"] == done == candidates:
             if not (path / "report.html").exists():  # killed before it was written
                 rebuild_report(run)
-            console.print(f"{path} is finished; nothing to do", soft_wrap=True)
+            console.print(f"{path} is finished; nothing to do")
             say_files(path, config, summary, console)
             return Result(path, summary, is_new=False)
         experiment = _ready(config, console)
         check_identity(run, identity(experiment))
-        if wanted < done:
-            raise FolderError(
-                f"search.candidates = {wanted} is below the {done} that {path} has: give more"
-            )
+        if candidates < done:
+            rule = f"is below the {done} that {path} has: give more"
+            raise FolderError(f"search.candidates = {candidates} {rule}")
         with backend_of(experiment, console) as backend:
             return _run(run, experiment, backend, records, console, on_record)
 
@@ -140,13 +135,13 @@ def _ready(config: Config, console: Console) -> Experiment:
     with console.status("reading the texts"):  # no line, in case one is refused
         experiment = experiment.read_texts()
     for warning in experiment.warnings:
-        console.print(f"warning: {warning}", soft_wrap=True)
+        console.print(f"warning: {warning}")
     return experiment
 
 
 @contextmanager
 def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
-    """Open the workers' place that the config asks for; close it at the end, whatever happens.
+    """Open the backend that the config asks for, and close it at the end, whatever happens.
 
     Raises ValueError if no such cluster lets us in, Resumable if it is lost.
     """
@@ -177,7 +172,7 @@ def _resumable(folder: RunFolder) -> Iterator[str]:
     try:
         yield command
     except KeyboardInterrupt as error:
-        why = f"interrupted after {folder.lines} candidates"
+        why = f"interrupted after {len(folder.outcomes())} candidates"
         raise KeyboardInterrupt(f"{why}; {way_on}") from error
     except Resumable as error:
         raise Unfinished(f"error: {error}; {way_on}", INTERRUPTED) from error
@@ -195,34 +190,29 @@ def _run(
     console: Console,
     on_record: OnRecord,
 ) -> Result:
-    """Prepare, breed and evaluate to the end, and measure the winner.
-
-    The records of the journal so far are emptied once they are replayed.
-    """
-    began = time.monotonic() - _seconds_before(folder)
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
+    """Evolve to the end and measure the winner; the records are emptied once they are replayed."""
+    began = time.monotonic()
+    with suppress(ValueError):  # no status was written
+        began -= float(folder.read_json("status.json", "seconds")["seconds"])  # before
     with _resumable(folder) as command:
         write_environment(folder, experiment)
         config = schema.to_yaml(experiment.config)
         if not (folder.path / "config.yaml").exists():
             folder.write_text("config.yaml", config)
-        say(f"run folder {folder.path}")
+        console.print(f"run folder {folder.path}")
         measured, keep = folder.losses(), folder.keep_losses
         pool = Pool(backend, experiment, console, measured=measured, keep=keep)
-        marks = prepare(folder, experiment, pool, console)
+        fingerprints = prepare(folder, experiment, pool, console)
         folder.write_text("config.yaml", config)  # nothing will be refused any more
         lag, workers = experiment.config.search.lag, pool.workers.ready + pool.workers.starting
         if workers > 1 and lag < _LEAST_LAG * workers:
-            say(
+            console.print(
                 f"warning: search.lag = {lag} is small for {workers} workers, which will wait for "
                 f"one another: set search.lag={_GOOD_LAG * workers} in a new run; see "
                 "docs/CLUSTER.md"
             )
-        start = state_before(folder, records, lag, say)
-        evolution = Evolution(experiment.breeder, experiment.weights, marks, start, records)
+        start = state_before(folder, records, lag, console.print)
+        evolution = Evolution(experiment.breeder, experiment.weights, fingerprints, start, records)
         with Recorder(folder, experiment, evolution, pool, console, on_record, began) as recorder:
             recorder.outcomes.update(record.outcome.kind for record in records)
             records.clear()  # frees the memory of what can be twenty thousand records
@@ -242,19 +232,11 @@ def state_before(
     """Return the state in the checkpoint, or the first one, and say why, if that does not fit."""
     try:
         if records:
-            old = records[: max(0, len(records) - lag)]  # enough to breed what is missing
-            return State.from_checkpoint(folder.read_json("checkpoint.json"), old)
+            enough = records[: max(0, len(records) - lag)]  # to breed what is missing
+            return State.from_checkpoint(folder.read_json("checkpoint.json"), enough)
     except ValueError as error:
         say(f"warning: checkpoint.json: {error}: all of the journal is replayed")
     return State()
-
-
-def _seconds_before(folder: RunFolder) -> float:
-    """Return how long earlier processes worked on the run."""
-    try:
-        return float(folder.read_json("status.json", "seconds")["seconds"])
-    except ValueError:  # none was written, or by an earlier version
-        return 0.0
 
 
 def _evolve(evolution: Evolution, pool: Pool, recorder: Recorder) -> None:

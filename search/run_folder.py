@@ -31,8 +31,7 @@ from prunevolve.search.records import Line, Losses, Record, Wanted, read_line
 
 Parsed = TypeVar("Parsed", Record, Line)
 
-JOURNAL, LOSSES = "journal.jsonl", "losses.jsonl"
-"""The files to which lines are appended; a kill can tear the last."""
+JOURNAL, LOSSES = "journal.jsonl", "losses.jsonl"  # lines are appended; a kill can tear the last
 
 _LOSSES = TypeAdapter(tuple[int, str, str | None, str, Losses])
 """A line of the latter: task, role of the text, metric, if any, and group, and losses."""
@@ -43,15 +42,10 @@ class WriteError(Resumable):
 
 
 class RunFolder:
-    """One run's folder. Use `create` for a new run and `open_` for an existing one.
-
-    Attributes:
-        lines: Number of records in the journal, as read and appended to.
-    """
+    """One run's folder. Use `create` for a new run and `open_` for an existing one."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, 0
-        self._lock = FileLock(path / ".lock")
+        self.path, self._lock = path, FileLock(path / ".lock")
 
     @staticmethod
     def check_empty(path: Path) -> None:
@@ -108,16 +102,6 @@ class RunFolder:
         self._lock.release()
 
     @property
-    def has_ended(self) -> bool:
-        """Whether the run ended at least once, and was measured."""
-        return (self.path / "summary.json").is_file()
-
-    def summary(self) -> JsonObject | None:
-        """Return what the run came to when it ended; None if it did not yet."""
-        keys = ("best", "candidates", "path", "selection", "tasks", "verdict_kind")
-        return self.read_json("summary.json", *keys) if self.has_ended else None
-
-    @property
     def is_in_use(self) -> bool:
         """Whether a process works in it; where the lock cannot be looked at, as if."""
         lock = self.path / ".lock"
@@ -137,20 +121,23 @@ class RunFolder:
 
     def write_json(self, name: str, value: object) -> None:
         """Write a value as JSON, whole or not at all."""
-        self.write_text(
-            name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        self.write_text(name, f"{text}\n")
 
     def read_json(self, name: str, *keys: str) -> JsonObject:
         """Read a JSON object; raise FolderError if it is missing, damaged or lacks a key."""
         path = self.path / name
-        try:
+        with _reading(path):
             value = read_object(path)
-        except (OSError, ValueError) as error:
-            raise FolderError(f"{path} cannot be read: {error}") from error
         if missing := sorted(set(keys) - set(value)):
             raise FolderError(f"{path} lacks {', '.join(missing)}: it was changed or is too old")
         return value
+
+    def summary(self) -> JsonObject | None:
+        """Return what the run came to when it ended; None if it did not yet."""
+        keys = ("best", "candidates", "path", "selection", "tasks", "verdict_kind")
+        has_ended = (self.path / "summary.json").is_file()
+        return self.read_json("summary.json", *keys) if has_ended else None
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors, whole or not at all."""
@@ -161,12 +148,8 @@ class RunFolder:
     def read_tensors(self, name: str) -> dict[str, Tensor] | None:
         """Return a safetensors file's tensors, None if there is none; FolderError if damaged."""
         path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            return load_file(path)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise FolderError(f"{path} cannot be read: {error}") from error
+        with _reading(path):
+            return load_file(path) if path.exists() else None
 
     def write_failure(self, name: str, trace: str) -> None:
         """Save the traceback of a failure as `failures/NAME.txt`."""
@@ -175,13 +158,8 @@ class RunFolder:
         self.write_text(f"failures/{name}.txt", trace)
 
     def records(self) -> list[Record]:
-        """Return the records in the journal's whole lines, also while a process appends to it.
-
-        Raises FolderError if a line is damaged or out of order, or the file cannot be read.
-        """
-        records = self._read(Record.from_dict)
-        self.lines = len(records)
-        return records
+        """Return the records in the journal's whole lines, also while a process appends to it."""
+        return self._read(Record.from_dict)
 
     def outcomes(self) -> list[tuple[str, float | None]]:
         """Return each record's outcome and fitness, without parsing its metric."""
@@ -189,27 +167,23 @@ class RunFolder:
 
     def _read(self, parse: Callable[[object], Parsed]) -> list[Parsed]:
         parsed: list[Parsed] = []
-        for place, line in enumerate(self._lines(JOURNAL)):
+        for index, line in enumerate(self._lines(JOURNAL)):
             try:
                 parsed.append(parse(json.loads(line)))
-                if parsed[-1].index != place:
+                if parsed[-1].index != index:
                     raise ValueError(f"it is candidate {parsed[-1].index}")
             except (ValueError, RecursionError) as error:
                 raise FolderError(
-                    f"{self.path / JOURNAL} line {place + 1} is damaged: {error}; keep "
-                    f"the {place} lines before it and resume: the rest is searched again"
+                    f"{self.path / JOURNAL} line {index + 1} is damaged: {error}; keep "
+                    f"the {index} lines before it and resume: the rest is searched again"
                 ) from error
         return parsed
 
     def _lines(self, name: str) -> list[bytes]:
         path = self.path / name
-        try:
-            with path.open("rb") as file:
-                return [line for line in file if line.endswith(b"\n")]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise FolderError(f"{path} cannot be read: {error}") from error
+        with _reading(path):
+            content = path.read_bytes() if path.exists() else b""
+        return [line for line in io.BytesIO(content) if line.endswith(b"\n")]
 
     def append(self, record: Record, timing: Mapping[str, float]) -> None:
         """Append a record to the journal, and its timing to a file of its own."""
@@ -217,7 +191,6 @@ class RunFolder:
         with _writing(timings), timings.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"index": record.index, **timing}) + "\n")
         self._append(JOURNAL, record.to_dict())
-        self.lines += 1
 
     def keep_losses(self, wanted: Wanted, losses: Losses) -> None:
         """Append what was measured."""
@@ -227,7 +200,7 @@ class RunFolder:
 
     def losses(self) -> dict[Wanted, Losses]:
         """Return all that was kept; raises FolderError if a line is damaged."""
-        found: dict[Wanted, Losses] = {}
+        measured: dict[Wanted, Losses] = {}
         for number, line in enumerate(self._lines(LOSSES), 1):
             try:
                 task, role, text, group, losses = _LOSSES.validate_json(line)
@@ -237,8 +210,8 @@ class RunFolder:
                     f"{self.path / LOSSES} line {number} is damaged: remove the line and resume: "
                     "its losses are measured again"
                 ) from error
-            found[task, role, criterion] = losses
-        return found
+            measured[task, role, criterion] = losses
+        return measured
 
     def _append(self, name: str, value: object) -> None:
         path = self.path / name
@@ -247,20 +220,15 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def write_checkpoint(self, content: JsonObject, hall: Sequence[Record]) -> None:
-        """Write the state from which a search goes on, and the current hall of fame."""
-        self.write_json("checkpoint.json", content)
-        self.write_hall_of_fame([], hall)
-
     def write_hall_of_fame(self, finalists: Sequence[JsonObject], hall: Sequence[Record]) -> None:
         """Write `hall_of_fame.csv`, by size: the best of each, and at the end all finalists."""
-        known: dict[str, JsonObject] = {str(record.index): record.described for record in hall}
-        known |= {str(row["name"]): row for row in finalists}
+        rows: dict[str, JsonObject] = {str(record.index): record.described for record in hall}
+        rows |= {str(row["name"]): row for row in finalists}
         columns = ("name", "size", "fitness", "group", "metric", "pareto")
         table, lowest = io.StringIO(), math.inf
         writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        for name, row in sorted(known.items(), key=lambda x: (x[1]["size"], x[1]["fitness"])):
+        for name, row in sorted(rows.items(), key=lambda x: (x[1]["size"], x[1]["fitness"])):
             on_front = row["fitness"] < lowest
             lowest = min(lowest, row["fitness"])
             writer.writerow({**row, "name": name, "pareto": str(on_front).lower()})
@@ -272,6 +240,14 @@ class RunFolder:
         tree, leaves = metric.to_release_json(), sorted(metric.terminals)
         more = {"tree": tree, "leaves": leaves, "provenance": provenance}
         self.write_json("best_metric.json", {"schema": SCHEMA, **record.described, **more})
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FolderError(f"{path} cannot be read: {error}") from error
 
 
 @contextmanager

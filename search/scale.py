@@ -19,68 +19,44 @@ from prunevolve.pruning.parse import named_metric
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.records import Losses, Wanted
 
-ByTask: TypeAlias = Sequence[Sequence[float]]
-"""Losses on the first windows of each task, nats per token; NaN where one was not measured."""
+ByTask: TypeAlias = Sequence[Sequence[float]]  # of first windows, nats per token; NaN: unmeasured
+Measured: TypeAlias = Mapping[Wanted, Losses]
 
-_LEAST_RISE = 0.001
-"""Nats per token. A smaller rise is rounding noise, and cannot serve as a unit."""
-
-_LEAST_SHARE = 0.1
-"""Lower limit of a window's share, so that one that hardly suffers, or gains, is no divisor."""
-
-_PROFILED = 2
-"""Number of the best baselines from which the shares of a cell's windows are estimated."""
+_LEAST_RISE = 0.001  # nats per token: a smaller rise is rounding noise, and cannot serve as a unit
+_LEAST_SHARE = 0.1  # of a window, so that one that hardly suffers, or gains, is no divisor
+_PROFILED = 2  # the best baselines from which the shares of a cell's windows are estimated
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One kind of text for one task, with the losses of the dense model and the baselines.
-
-    Attributes:
-        task: Index of the task.
-        model: The task's model.
-        text: The kind of text.
-        weight: Weight in the mean over all cells; the weights add up to 1.
-        windows: Indices of its windows among the task's.
-        dense: The dense model's loss on each window, nats per token.
-        baseline: The best baseline.
-        rise: Rise of that metric's mean loss over dense, nats per token, or its standard error if
-            that is larger.
-        shares: Typical rise of each window under pruning, as a multiple of the mean.
-    """
+    """One kind of text for one task, with the losses of the dense model and the best baseline."""
 
     task: int
     model: str
     text: str
-    weight: float
-    windows: tuple[int, ...]
-    dense: Sequence[float]
+    weight: float  # in the mean over all cells; the weights add up to 1
+    windows: tuple[int, ...]  # indices among the task's
+    dense: Sequence[float]  # loss on each window, nats per token
     baseline: str
-    rise: float
-    shares: Sequence[float]
+    rise: float  # of its mean loss over dense, nats per token, or that's error if larger
+    shares: Sequence[float]  # typical rise of each window under pruning, as a multiple of the mean
 
-    def rises(self, losses: Sequence[float]) -> list[float]:
-        """Return the rises over dense, nats per token, given losses on the task's first windows.
-
-        A loss that was not measured is NaN, and has no rise.
+    def rises(self, losses: Sequence[float]) -> dict[int, float]:
+        """Return the rises over dense, nats per token, by window, given the task's first losses; a
+        loss that was not measured is NaN, and has no rise.
         """
-        return [losses[self.windows[i]] - self.dense[i] for i in self._measured(losses)]
-
-    def _measured(self, losses: Sequence[float]) -> list[int]:
-        return [
-            place
-            for place, window in enumerate(self.windows)
-            if window < len(losses) and not math.isnan(losses[window])
-        ]
+        seen = [i for i, w in enumerate(self.windows) if w < len(losses)]
+        rises = {i: losses[self.windows[i]] - self.dense[i] for i in seen}
+        return {i: rise for i, rise in rises.items() if not math.isnan(rise)}
 
     def value(self, losses: Sequence[float]) -> float | None:
         """Return the relative rise estimated from the windows evaluated so far, or None."""
         rises = self.rises(losses)
         if not rises:
             return None
-        whole = len(rises) == len(self.dense)
-        share = 1.0 if whole else fmean(self.shares[i] for i in self._measured(losses))
-        return fmean(rises) / share / self.rise
+        is_whole = len(rises) == len(self.dense)
+        share = 1.0 if is_whole else fmean(self.shares[i] for i in rises)
+        return fmean(rises.values()) / share / self.rise
 
 
 class Difference(NamedTuple):
@@ -101,14 +77,10 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Scale:
-    """All cells, in the order of the tasks; the weighted mean of their values is the fitness.
-
-    Attributes:
-        baselines: Fitness of each baseline that can prune all tasks.
-    """
+    """All cells, in the order of the tasks; the weighted mean of their values is the fitness."""
 
     cells: Sequence[Cell]
-    baselines: Mapping[str, float]
+    baselines: Mapping[str, float]  # fitness of each that can prune all tasks
 
     def values(self, losses: ByTask) -> list[float | None]:
         """Return each cell's relative rise, or None where no window was evaluated."""
@@ -118,28 +90,22 @@ class Scale:
         """Return each task's relative rise, of its kinds of text evaluated so far; None if none."""
         rises: list[float | None] = []
         for task in sorted({cell.task for cell in self.cells}):
-            seen = [(c.weight, c.value(losses[task])) for c in self.cells if c.task == task]
-            known = [(weight, value) for weight, value in seen if value is not None]
-            total = sum(weight for weight, _ in known)
-            rises.append(sum(weight * value for weight, value in known) / total if known else None)
+            cells = [(c.weight, c.value(losses[task])) for c in self.cells if c.task == task]
+            seen = [(weight, value) for weight, value in cells if value is not None]
+            total = sum(weight for weight, _ in seen)
+            rises.append(sum(weight * value for weight, value in seen) / total if seen else None)
         return tuple(rises)
 
     def fitness(self, losses: ByTask) -> float:
-        """Return the fitness, estimated if windows are missing.
-
-        Cells not evaluated yet are assumed to equal the mean of the others.
-        """
+        """Return the fitness; cells not evaluated yet are taken to equal the mean of the others."""
         values = self.values(losses)
         return self._mean(values, fmean(value for value in values if value is not None))
 
     def excess(self, losses: ByTask, limit: float, slack: float) -> float | None:
-        """Return the predicted relative rise if it is clearly above a limit.
+        """Return the predicted relative rise if it is clearly above a limit of 0 or more.
 
-        Cells not evaluated yet are assumed to equal the limit.
-
-        Args:
-            limit: The relative rise to beat, 0 or more.
-            slack: Tolerance for the value of a single window, as a fraction.
+        Cells not evaluated yet are assumed to equal the limit; slack is the tolerance for the value
+        of a single window, as a fraction.
         """
         seen = [max(1, len(cell.rises(losses[cell.task]))) for cell in self.cells]
         error = math.sqrt(sum(c.weight**2 / n for c, n in zip(self.cells, seen, strict=True)))
@@ -158,20 +124,19 @@ class Scale:
             shared[cell.model, cell.text, cell.windows].append(weighted)
         sums = [[sum(window) for window in zip(*gaps, strict=True)] for gaps in shared.values()]
         errors = [_standard_error(windows) for windows in sums]
-        known = [error for error in errors if error is not None]
-        error = math.hypot(*known) if len(known) == len(errors) else None
+        error = None if None in errors else math.hypot(*filter(None, errors))
         return Difference(sum(map(fmean, sums)), error)
 
     def gaps(self, losses: ByTask, reference: ByTask) -> Iterator[tuple[Cell, list[float]]]:
         """Yield by how much more each cell's relative rise is than the reference's, by window."""
         for cell in self.cells:
-            rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
+            rises = (cell.rises(by_task[cell.task]).values() for by_task in (losses, reference))
             yield cell, [(a - b) / cell.rise for a, b in zip(*rises, strict=True)]
 
     def _mean(self, values: Sequence[float | None], missing: float) -> float:
         """Return the weighted mean of one value per cell."""
-        known = (missing if value is None else value for value in values)
-        return sum(cell.weight * value for cell, value in zip(self.cells, known, strict=True))
+        filled = (missing if value is None else value for value in values)
+        return sum(cell.weight * value for cell, value in zip(self.cells, filled, strict=True))
 
 
 # How the dense model and the baselines are measured, on any of the texts
@@ -184,71 +149,66 @@ def wanted_of(role: str, tasks: Sequence[int]) -> list[Wanted]:
 
 
 def losses_by_task(
-    experiment: Experiment, role: str, criterion: Criterion, known: Mapping[Wanted, Losses]
+    experiment: Experiment, role: str, criterion: Criterion, measured: Measured
 ) -> ByTask | None:
     """Return a metric's losses on a text of the tasks that count; None if it cannot prune one."""
-    counting = experiment.tasks_of(role)
-    losses = [known.get((task, role, criterion)) or [] for task in range(len(experiment.tasks))]
-    return losses if all(losses[task] for task in counting) else None
+    losses = [measured.get((task, role, criterion)) or [] for task in range(len(experiment.tasks))]
+    return losses if all(losses[task] for task in experiment.tasks_of(role)) else None
 
 
-def baselines_on(task: int, role: str, known: Mapping[Wanted, Losses]) -> dict[str, list[float]]:
+def baselines_on(task: int, role: str, measured: Measured) -> dict[str, list[float]]:
     """Return the losses on a task's text under each baseline that can prune it."""
-    measured = ((name, known[task, role, named_metric(name)]) for name in BASELINES)
-    return {name: losses for name, losses in measured if losses}
+    by_name = ((name, measured[task, role, named_metric(name)]) for name in BASELINES)
+    return {name: losses for name, losses in by_name if losses}
 
 
-def scale_of(experiment: Experiment, role: str, known: Mapping[Wanted, Losses]) -> Scale:
+def scale_of(experiment: Experiment, role: str, measured: Measured) -> Scale:
     """Return the scale of one of the texts, given at least `wanted_of` it."""
-    cells = [
-        x for task in experiment.tasks_of(role) for x in cells_of(experiment, task, role, known)
-    ]
+    tasks = experiment.tasks_of(role)
+    cells = [cell for task in tasks for cell in cells_of(experiment, task, role, measured)]
     scale = Scale(cells, {})
     fitness = {
         name: scale.fitness(losses)
         for name in BASELINES
-        if (losses := losses_by_task(experiment, role, named_metric(name), known))
+        if (losses := losses_by_task(experiment, role, named_metric(name), measured))
     }
     return Scale(cells, fitness)
 
 
-def cells_of(
-    experiment: Experiment, task: int, role: str, known: Mapping[Wanted, Losses]
-) -> list[Cell]:
+def cells_of(experiment: Experiment, task: int, role: str, measured: Measured) -> list[Cell]:
     """Return a task's cells on one of its texts, weighted by their numbers of windows."""
     # Tasks of weight 0 are only compared with one another.
     weights = [experiment.tasks[other].weight or 1 for other in experiment.tasks_of(role)]
     share = (experiment.tasks[task].weight or 1) / sum(weights)
     kinds = experiment.kinds_of(task, role)
-    dense, baselines = known[task, role, None], baselines_on(task, role, known)
+    dense, baselines = measured[task, role, None], baselines_on(task, role, measured)
     assert dense is not None
     if not baselines:
         raise ValueError(f"no baseline can prune task {task}: there is nothing to compare with")
     cells = []
     for kind in dict.fromkeys(kinds):
-        windows = [place for place, other in enumerate(kinds) if other == kind]
+        windows = [i for i, other in enumerate(kinds) if other == kind]
         gaps = {name: [x[i] - dense[i] for i in windows] for name, x in baselines.items()}
         baseline, rise, shares = unit_of(gaps)
-        cell = Cell(
-            task=task,
-            model=experiment.tasks[task].model,
-            text=kind,
-            weight=share * len(windows) / len(kinds),
-            windows=tuple(windows),
-            dense=[dense[i] for i in windows],
-            baseline=baseline,
-            rise=rise,
-            shares=shares,
+        cells.append(
+            Cell(
+                task=task,
+                model=experiment.tasks[task].model,
+                text=kind,
+                weight=share * len(windows) / len(kinds),
+                windows=tuple(windows),
+                dense=[dense[i] for i in windows],
+                baseline=baseline,
+                rise=rise,
+                shares=shares,
+            )
         )
-        cells.append(cell)
     return cells
 
 
 def unit_of(rises: Mapping[str, Sequence[float]]) -> tuple[str, float, list[float]]:
-    """Return the best baseline, its rise and the shares of the windows, as a cell has them.
-
-    Args:
-        rises: Each baseline's by window, nats per token.
+    """Return the best baseline, its rise and the shares of the windows, as a cell has them, given
+    each baseline's rises by window, nats per token.
     """
     ranked = sorted(rises, key=lambda name: fmean(rises[name]))
     profiles = [rises[name] for name in ranked if fmean(rises[name]) >= _LEAST_RISE][:_PROFILED]

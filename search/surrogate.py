@@ -26,9 +26,6 @@ _REMEMBERED, _STEPS = 512, 32
 """The latest measured criteria used, which bounds a prediction's time and memory; and how many it
 is fitted to one by one: of more it waits for every 2nd, 3rd, ... one."""
 
-_GOOD = 0.1
-"""Share of the measured rises that are below the one at which differences count most."""
-
 _STEEPNESS, _LEAST = 8, 1e-3
 """Power of a rise in the loss that is predicted, and the least such rise: with 8 the good half is
 ranked better than with 4, and 12 is no better."""
@@ -37,8 +34,8 @@ _REACH = 0.2
 """Distance over which the correlation of two masks' losses falls by a factor e: 0.05 to 1 find good
 masks about equally soon."""
 
-_NOISE = 0.1
-"""Variance of a measured loss that its mask does not explain, as a fraction of the whole."""
+_GOOD = 0.1  # share of the measured rises that are below the one at which differences count most
+_NOISE = 0.1  # variance of a loss that its mask does not explain, as a fraction of the whole
 
 _OPTIMISM = 0.5
 """Standard errors subtracted from a prediction: some, so that not only copies of the best are
@@ -47,18 +44,14 @@ chosen; with 1.5, good masks take twice the evaluations."""
 
 @dataclass
 class Surrogate:
-    """Measured criteria, by ascending index.
+    """Measured criteria, by ascending index."""
 
-    A sketch is of a criterion's masks; the weights are those of the tasks in the fitness. Masks
-    that differ in a smaller fraction than `alike` are one: a known mask promises nothing.
-    """
-
-    sketch_of: Callable[[Criterion], Words]
-    weights: Sequence[float] = (1.0,)
-    alike: float = 0.0
+    sketch_of: Callable[[Criterion], Words]  # of its masks
+    weights: Sequence[float] = (1.0,)  # of the tasks in the fitness
+    alike: float = 0.0  # masks that differ in a smaller fraction are one, which promises nothing
     _records: list[Record] = field(default_factory=list)
-    _dropped: int = 0
-    _known: list[Record] = field(default_factory=list)
+    _dropped: int = 0  # records before these
+    _fitted: list[Record] = field(default_factory=list)
     _sketches: Words = field(default_factory=lambda: np.empty((0, 0), np.uint64))
     _bounds: Callable[[Tensor], Tensor] | None = None
 
@@ -73,25 +66,23 @@ class Surrogate:
         usable -= usable % (1 + min(usable, _REMEMBERED) // _STEPS)
         oldest = max(self._dropped, usable - _REMEMBERED)
         self._records, self._dropped = self._records[oldest - self._dropped :], oldest
-        known = self._records[: usable - oldest]
-        if known != self._known:
-            self._known = known
-            self._sketches = np.stack([self.sketch_of(record.criterion) for record in known])
+        records = self._records[: usable - oldest]
+        if records != self._fitted:
+            self._fitted = records
+            self._sketches = np.stack([self.sketch_of(record.criterion) for record in records])
             kernel = torch.stack([_correlations(self._distances(s)) for s in self._sketches])
-            self._bounds = _fitted(kernel, [self._rise_of(record) for record in known])
+            self._bounds = _fit(kernel, [self._rise_of(record) for record in records])
 
     def _rise_of(self, record: Record) -> float:
         """Return the mean relative rise over the tasks that were measured."""
         pairs = zip(self.weights, record.outcome.rises, strict=True)
-        known = [(weight, rise) for weight, rise in pairs if rise is not None]
-        return sum(weight * rise for weight, rise in known) / sum(weight for weight, _ in known)
+        seen = [(weight, rise) for weight, rise in pairs if rise is not None]
+        return sum(weight * rise for weight, rise in seen) / sum(weight for weight, _ in seen)
 
     def predict(self, criteria: Sequence[Criterion]) -> list[float]:
-        """Return for each an optimistic loss relative to the remembered: lower is more promising.
-
-        A lower confidence bound: the Gaussian process's mean minus a part of its standard error,
-        which is larger for masks unlike all measured ones. 0 while nothing has been measured;
-        infinite for a mask that was measured already.
+        """Return for each a lower confidence bound of its loss, relative to the remembered: the
+        Gaussian process's mean minus a part of its standard error, which is larger for masks unlike
+        all measured ones. 0 while nothing was measured; infinite for a mask that was.
         """
         if not self._bounds or not criteria:
             return [0.0] * len(criteria)
@@ -100,20 +91,17 @@ class Surrogate:
         return [float(x) for x in np.where(distances.min(0) < self.alike, math.inf, bounds)]
 
     def _distances(self, sketch: Words) -> npt.NDArray[np.float64]:
-        """Return the fraction of bits in which each known sketch differs from another, (known,)."""
+        """Return the fraction of bits in which each fitted sketch differs from one, (fitted,)."""
         differing = np.bitwise_count(self._sketches ^ sketch).sum(1, dtype=np.int64)
         return np.asarray(differing / (8 * sketch.nbytes))
 
 
-def _fitted(kernel: Tensor, rises: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    """Fit a Gaussian process to relative rises, given the correlations of their masks.
+def _fit(kernel: Tensor, rises: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """Fit a Gaussian process to relative rises, given the correlations of their masks; return what
+    gives the lower confidence bounds of other masks by their correlations, (fitted, others).
 
     Losses are the rises on a scale from 0 to 1 that is steepest among the good ones: what is
     hopeless must not outweigh the differences among the good.
-
-    Returns:
-        Function that returns the lower confidence bounds of other masks' losses, given their
-        correlations with those, (known, others).
     """
     positive = torch.tensor(rises, dtype=torch.float64).clamp(min=_LEAST)
     losses = torch.sigmoid(_STEEPNESS * (positive / torch.quantile(positive, _GOOD)).log())

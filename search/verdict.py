@@ -7,20 +7,14 @@ from typing import NamedTuple
 
 from prunevolve.pruning.json_file import JsonObject
 
-CLEAR = 2.0
-"""Standard errors above which a difference counts as clear."""
-
-_KINDS = ("unknown", "worse", "level", "better")
-"""From the worst to the best."""
+CLEAR = 2.0  # standard errors above which a difference counts as clear
+_KINDS = ("unknown", "worse", "level", "better")  # from the worst to the best
 
 
 class Verdict(NamedTuple):
-    """How the metric that a run found does on the report text, compared with the best baseline.
+    """How the metric that a run found does on the report text, compared with the best baseline."""
 
-    Better or worse by at least `CLEAR` standard errors, level if neither, unknown without an error.
-    """
-
-    kind: str
+    kind: str  # better or worse by at least `CLEAR` errors, or level; unknown without an error
     sentence: str
 
 
@@ -34,8 +28,8 @@ def verdict_of(tasks: Sequence[JsonObject]) -> Verdict:
         names = [task["name"] for task, v in zip(tasks, verdicts, strict=True) if v.kind == kind]
         if names:
             parts.append(f"{kind} on {len(names)} of {len(tasks)} tasks ({', '.join(names)})")
-    best = best_of_the_baselines(tasks)
-    sentence = f"Compared with {best} on the report text: {', '.join(parts)}."
+    against = f"{best_of_the_baselines(tasks)} on the report text"
+    sentence = f"Compared with {against}: {', '.join(parts)}."
     if unable := [task["name"] for task in tasks if task["best"]["perplexity"] is None]:
         sentence += f" It cannot prune {', '.join(unable)}."
     return Verdict(min((v.kind for v in verdicts), key=_KINDS.index), sentence)
@@ -64,9 +58,8 @@ def convergence(fitness: Sequence[float | None]) -> str:
         return "no candidate was evaluated yet"
     line = f"last improvement at candidate {best.index(best[-1])}, of 0 to {len(best) - 1}"
     before = best[len(best) - len(best) // 3 - 1]
-    if before == math.inf:
-        return line
-    return f"{line}; the last third lowered the fitness by {before - best[-1]:.4f}"
+    more = f"; the last third lowered the fitness by {before - best[-1]:.4f}"
+    return line if before == math.inf else line + more
 
 
 def best_of_the_baselines(tasks: Sequence[JsonObject]) -> str:
@@ -76,13 +69,14 @@ def best_of_the_baselines(tasks: Sequence[JsonObject]) -> str:
 
 def _on_task(task: JsonObject) -> Verdict:
     name = min(task["baselines"], key=task["baselines"].__getitem__)
-    found, baseline = task["best"]["perplexity"], task["baselines"][name]
+    perplexity, baseline = task["best"]["perplexity"], task["baselines"][name]
     nats, error = task["behind_best"][name]["nats"], task["behind_best"][name]["standard_error"]
     against = f"{name}, {best_of_the_baselines([task])} on the report text"
-    if found is None:
+    if perplexity is None:
         can = f"{against}, can: perplexity {baseline:.2f}"
         return Verdict("worse", f"Cannot prune the model, which {can}.")
-    values, change = f"perplexity {found:.2f} against {baseline:.2f}", abs(1 - found / baseline)
+    values = f"perplexity {perplexity:.2f} against {baseline:.2f}"
+    change = abs(1 - perplexity / baseline)
     if error is None:
         why = "on a single window, so the error is unknown"
         return Verdict("unknown", f"Compared with {against}: {values}, {why}.")

@@ -30,7 +30,7 @@ RESERVED = {
 }
 # What a sub-package of search may import of search.
 SEARCH_IMPORTS = {
-    "search/breeding/": ("search.breeding", "search.population", "search.records"),
+    "search/breeding/": ("search.breeding", "search.records"),
     "search/pool/": (
         *("search.pool", "search.evaluator", "search.experiment", "search.fingerprint"),
         *("search.records", "search.resident", "search.scale"),

@@ -4,7 +4,7 @@ Good pruning metrics are products of the worth of a weight, its input and its ro
 several layers compete, a product is a core of bases with units, such as W and G, whose units cancel
 together, and factors that have none. A factor comes from a table or is a tree grown by DEAP,
 relative to its root mean square in the layer, which takes its units away. So a child is within the
-limits as it is made. Draws come from the module `random`; see `search.breeding.variation.seeded`.
+limits as it is made.
 """
 
 import random
@@ -17,29 +17,17 @@ from deap import gp
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, NUMBER
-from prunevolve.search.breeding.product import (
-    Exponents,
-    factors_of,
-    product_of_powers,
-    rests_of,
-)
+from prunevolve.search.breeding.product import Exponents, ablations, factors_of, product_of_powers
 from prunevolve.search.breeding.trees import grown, to_tree
 
 MOST = 7
 """Most factors of a bred metric. Longer ones are learnt by heart: they are better on the models of
 the search, and worse on others (docs/LOG.md)."""
 
-EXPONENTS = (0.25, 0.5, 1.0, 1.5, 2.0)
-"""Exponents that a factor is drawn with, or without their sign divided by."""
-
-STRENGTHS = (0.1, 0.2, 0.3, 0.5, 1.0)
-"""The same for exponentials of what has a root mean square of 1."""
-
-GROWN = 0.25
-"""Probability that a drawn factor is grown and not of the table."""
-
-MUTATIONS = {"add": 3, "remove": 2, "exchange": 2, "vary": 1}
-"""The mutations, with the relative frequency of each; the last varies the tree in a factor."""
+EXPONENTS = (0.25, 0.5, 1.0, 1.5, 2.0)  # that a factor is drawn with, up to their sign
+STRENGTHS = (0.1, 0.2, 0.3, 0.5, 1.0)  # the same for exponentials of a root mean square of 1
+GROWN = 0.25  # probability that a drawn factor is grown and not of the table
+MUTATIONS = {"add": 3, "remove": 2, "exchange": 2, "vary": 1}  # how often each is drawn
 
 _SIDES = ("rowmean({})", "colmean({})")
 _RELATIVE = (
@@ -50,7 +38,6 @@ _RELATIVE = (
     *("I", "exp(D)"),
 )
 _TABLE = tuple(map(Metric.parse, _RELATIVE))
-_SNIP = (Metric("W"), Metric("G"))
 
 
 def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
@@ -66,15 +53,12 @@ def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
 
 @dataclass(frozen=True)
 class Products:
-    """Draws and varies products of powers: of factors in a table, and of trees of primitives.
-
-    They have no units if they must be comparable, since scores of several layers compete.
-    """
+    """Draws and varies products of powers: of factors in a table, and of trees of primitives."""
 
     search: Search
     table: Sequence[Metric]
     primitives: gp.PrimitiveSet
-    comparable: bool
+    comparable: bool  # they have no units, since scores of several layers compete
 
     def random(self) -> Metric:
         """Draw a product of one to four factors, mostly with W and G as its core."""
@@ -84,7 +68,7 @@ class Products:
         return self._made(product)
 
     def child(self, first: Metric, second: Metric) -> Metric:
-        """Make a child by crossover and mutation of factors; the parents are unchanged."""
+        """Make a child by crossover and mutation of factors."""
         product = factors_of(first)
         if random.random() < self.search.crossover:
             product = self._crossed(product, factors_of(second))
@@ -119,7 +103,10 @@ class Products:
 
     def _add(self, product: Exponents) -> None:
         """Multiply by a drawn factor, in place; one that is there gets the drawn exponent."""
-        base = self._grown() if random.random() < GROWN else None
+        base = None
+        if random.random() < GROWN:
+            grow = gp.genHalfAndHalf(self.primitives, *self.search.initial_depth)
+            base = self._factor(gp.PrimitiveTree(grow))
         base = base or random.choice(self.table)
         exponent = random.choice(STRENGTHS if base.name == "exp" else EXPONENTS)
         product[base] = exponent * random.choice((1, -1))
@@ -133,10 +120,10 @@ class Products:
         if metric.problem:  # nothing was drawn that varies with both sides, or it cancelled
             metric = product_of_powers((self._core() | factors_of(metric)).items())
         while len(left := factors_of(metric)) > MOST:
-            rests = rests_of(metric, self.comparable)
-            if not rests:
+            shorter = ablations(metric, self.comparable)
+            if not shorter:
                 break
-            metric = rests[min(rests, key=lambda base: abs(left[base]))]
+            metric = shorter[min(shorter, key=lambda base: abs(left[base]))]
         return metric
 
     def _core(self) -> Exponents:
@@ -144,30 +131,25 @@ class Products:
         if not self.comparable:
             return {Metric("W"): 1.0}
         if "G" in self.primitives.mapping:
-            return dict.fromkeys(_SNIP, 1.0)
+            return {Metric("W"): 1.0, Metric("G"): 1.0}
         return {next(base for base in self.table if base.shape == MATRIX): 1.0}
 
     def _is_free(self, base: Metric) -> bool:
         """Whether a factor can go alone: it has no units, or they do not matter."""
         return base.is_comparable or not self.comparable
 
-    def _grown(self) -> Metric | None:
-        """Grow a factor; None if the tree is none."""
-        tree = gp.PrimitiveTree(gp.genHalfAndHalf(self.primitives, *self.search.initial_depth))
-        return self._relative(grown(tree, self.primitives, self.comparable))
-
     def _varied(self, base: Metric) -> Metric | None:
         """Return a factor with a grown subtree in its tree; None if that is none."""
         match base:
             case Metric("exp", (Metric("divrms", (inner, _)),)) | Metric("divrms", (inner, _)):
                 base = inner
-        tree = to_tree(base, self.primitives)
         grow = partial(gp.genHalfAndHalf, min_=0, max_=1)
-        tree = gp.mutUniform(tree, lambda pset, type_: grow(pset, type_=type_), self.primitives)[0]
-        return self._relative(grown(tree, self.primitives, self.comparable))
+        (tree,) = gp.mutUniform(to_tree(base, self.primitives), grow, self.primitives)
+        return self._factor(tree)
 
-    def _relative(self, metric: Metric) -> Metric | None:
+    def _factor(self, tree: gp.PrimitiveTree) -> Metric | None:
         """Return what a tree is as a factor: relative, and never negative; None if it is none."""
+        metric = grown(tree, self.comparable)
         if metric.mistyped or metric.shape == NUMBER or (self.comparable and not metric.has_units):
             return None
         relative = Metric("divrms", (metric, metric))

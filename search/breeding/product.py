@@ -5,33 +5,26 @@ from functools import reduce
 from itertools import groupby
 from math import prod
 
+from prunevolve.pruning.formula import POWERS
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import POWER, Shape
 
 _ONE = Metric.constant(1)
 
-_EXPONENTS = {"sqrt": 0.5, "sqr": 2.0, "root4": 0.25, "pow15": 1.5}
-"""Powers of the magnitude that have a name."""
-
-Exponents = dict[Metric, float]
-"""The exponents of the bases whose product a metric is."""
+Exponents = dict[Metric, float]  # the exponents of the bases whose product a metric is
 
 
 def exponents_of(metric: Metric, relative: bool) -> Exponents:
     """Return the bases whose product a metric is, with their exponents.
 
     Numbers in an exponential's product are its exponent: exp(mul(c, x)) is exp(x) to the power c.
-
-    Args:
-        relative: Whether a matrix and its mean are one base where both are there, so that each
-            base can be left out alone without a change of units: W^1.4 / rowmean(W)^0.4 is
-            W · (W / rowmean W)^0.4.
+    If relative, a matrix and its mean are one base where both are there, so that each base can be
+    left out alone without a change of units: W^1.4 / rowmean(W)^0.4 is W · (W / rowmean W)^0.4.
     """
     exponents: Exponents = {}
     for base, exponent in _flat(metric, 1.0):
-        if base == _ONE:
-            continue
-        exponents[base] = exponents.get(base, 0.0) + exponent
+        if base != _ONE:
+            exponents[base] = exponents.get(base, 0.0) + exponent
     for base in list(exponents) if relative else ():
         match base:
             case Metric("rowmean" | "colmean", (m,)) if m in exponents and m.never_negative:
@@ -50,17 +43,17 @@ def factors_of(metric: Metric) -> Exponents:
     return {base: exponent for base, exponent in exponents.items() if exponent}
 
 
-def rests_of(metric: Metric, comparable: bool) -> dict[Metric, Metric]:
-    """Return what is left of a metric without each factor that can go, by the factor's base.
+def ablations(metric: Metric, comparable: bool) -> dict[Metric, Metric]:
+    """Return a metric without each factor that can go, by the factor's base.
 
     What is left ranks weights, and has no units if scores of several layers compete.
     """
-    powers, rests = factors_of(metric), {}
+    powers, shorter = factors_of(metric), {}
     for base in powers:
         rest = product_of_powers((other, powers[other]) for other in powers if other != base)
         if not rest.problem and (rest.is_comparable or not comparable):
-            rests[base] = rest
-    return rests
+            shorter[base] = rest
+    return shorter
 
 
 def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:
@@ -133,12 +126,10 @@ def _flat(metric: Metric, outer: float) -> list[tuple[Metric, float]]:
 def as_power(metric: Metric) -> tuple[Metric, float]:
     """Return x and c of a metric that is |x| ** c; of any other itself and 1."""
     match metric:
-        case Metric(name, (inner, exponent)) if name == POWER and exponent.is_constant:
-            return inner, exponent.value
-        case Metric(name, (inner,)) if name in _EXPONENTS:
-            return inner, _EXPONENTS[name]
-        case Metric("cube", (inner,)) if inner.never_negative:
-            return inner, 3.0
+        case Metric(name, (x, exponent)) if name == POWER and exponent.is_constant:
+            return x, exponent.value
+        case Metric(name, (x,)) if name in POWERS and (name != "cube" or x.never_negative):
+            return x, POWERS[name]
     return metric, 1.0
 
 

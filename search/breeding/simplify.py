@@ -17,14 +17,10 @@ from prunevolve.pruning.metric import Criterion, Metric, interned, is_number
 from prunevolve.pruning.operators import OPERATORS, POWER
 from prunevolve.search.breeding.product import as_power, flat_product, powered, product_of
 
-Rewrite = Callable[[Metric], Metric | None]
-"""Returns the replacement for a node, or None if it does not apply."""
+Rewrite = Callable[[Metric], Metric | None]  # returns the replacement for a node, if it applies
 
-_EVEN = frozenset({"abs", "sqrt", "log", "sqr", "rownorm", "colnorm", POWER})
-"""Operators that depend only on the magnitude of their first operand."""
-
-_ODD = frozenset({"cube", "rowsum", "rowmean", "colsum", "colmean"})
-"""Unary operators that pass on the sign of their operand."""
+_EVEN = frozenset({"abs", "sqrt", "log", "sqr", "rownorm", "colnorm", POWER})  # ignore a sign
+_ODD = frozenset({"cube", "rowsum", "rowmean", "colsum", "colmean"})  # pass on a sign
 
 _ZERO, _ONE = Metric.constant(0), Metric.constant(1)
 
@@ -44,8 +40,7 @@ def simplify(criterion: Criterion) -> Criterion:
 def _simplify_node(metric: Metric) -> Metric:
     metric = interned(metric.name, tuple(map(_simplify_node, metric.operands)))
     for rewrite in VALUE_PRESERVING:
-        replacement = rewrite(metric)
-        if replacement is not None:
+        if replacement := rewrite(metric):
             return _simplify_node(replacement)
     return metric
 
@@ -96,26 +91,16 @@ def _fold_numbers(node: Metric) -> Metric | None:
     return Metric.constant(value) if is_number(value) else None
 
 
-def _drop_neutral_number(node: Metric) -> Metric | None:
-    """Drop an addend 0, and a factor or divisor 1."""
-    match node:
-        case Metric("add", (number, other)) if number == _ZERO:
-            return other
-        case Metric("mul", (number, other)) | Metric("quot", (other, number)) if number == _ONE:
-            return other
-    return None
-
-
 def _merge_factors(node: Metric) -> Metric | None:
     """Merge nested factors, or a negation and a factor, into one factor."""
-    if node.name == "neg":
-        return _opposite(node.operands[0])
-    if not _is_scaled(node) or not _is_scaled(node.operands[1]):
-        return None
-    factor, scaled = node.operands[1].operands
-    product = _fold_numbers(Metric("mul", (node.operands[0], factor)))
-    # If the product overflows or underflows in fp32, its factors still work one by one.
-    return Metric("mul", (product, scaled)) if product and product.value else None
+    match node:
+        case Metric("neg", (inner,)):
+            return _opposite(inner)
+        case Metric("mul", (number, Metric("mul", (factor, scaled)))) if number.is_constant:
+            product = _fold_numbers(Metric("mul", (number, factor)))
+            # If it overflows or underflows in fp32, its factors still work one by one.
+            return Metric("mul", (product, scaled)) if product and product.value else None
+    return None
 
 
 def _merge_powers(node: Metric) -> Metric | None:
@@ -148,6 +133,10 @@ def _merge_powers(node: Metric) -> Metric | None:
 def _cancel(node: Metric) -> Metric | None:
     """Name a square; drop what does nothing, or is undone or already done by what is inside it."""
     match node:
+        case Metric("add", (number, other)) if number == _ZERO:
+            return other
+        case Metric("mul", (number, other)) | Metric("quot", (other, number)) if number == _ONE:
+            return other
         case Metric("mul", (inner, other)) if inner == other:
             return Metric("sqr", (inner,))
         case Metric("pow", operands):
@@ -163,8 +152,10 @@ def _cancel(node: Metric) -> Metric | None:
     return None
 
 
-def _move_negation_out(node: Metric) -> Metric | None:
-    """Move a sign out of `mul`, `div`, `quot`, sums and cubes; swap `add` and `sub` for one."""
+def _order_operands(node: Metric) -> Metric | None:
+    """Move a sign out of `mul`, `div`, `quot`, sums and cubes, swap `add` and `sub` for one, and
+    sort the operands of `add` and `mul` by text.
+    """
     match node:
         case Metric(name, (Metric("neg", operands),)) if name in _ODD:
             return Metric("neg", (Metric(name, operands),))
@@ -182,35 +173,23 @@ def _move_negation_out(node: Metric) -> Metric | None:
             return Metric("sub", (right, inner))
         case Metric("sub", (Metric("neg", (inner,)), right)):
             return Metric("neg", (Metric("add", (inner, right)),))
-    return None
-
-
-def _order_operands(node: Metric) -> Metric | None:
-    if node.name in ("add", "mul") and node.operands[0].text > node.operands[1].text:
-        return Metric(node.name, node.operands[::-1])
+        case Metric("add" | "mul" as name, (left, right)) if left.text > right.text:
+            return Metric(name, (right, left))
     return None
 
 
 VALUE_PRESERVING: tuple[Rewrite, ...] = (
     _fold_numbers,
-    _drop_neutral_number,
-    _merge_factors,
     _cancel,
+    _merge_factors,
     _merge_powers,
-    _move_negation_out,
     _order_operands,
 )
 
 
 def _opposite(node: Metric) -> Metric | None:
     """Return the negation of a number or of a product with a number, with as many nodes."""
-    if node.is_constant:
-        return Metric.constant(-node.value)
-    if _is_scaled(node):
-        factor, scaled = node.operands
-        return Metric("mul", (Metric.constant(-factor.value), scaled))
-    return None
-
-
-def _is_scaled(node: Metric) -> bool:
-    return node.name == "mul" and node.operands[0].is_constant
+    match node:
+        case Metric("mul", (factor, scaled)) if factor.is_constant:
+            return Metric("mul", (Metric.constant(-factor.value), scaled))
+    return Metric.constant(-node.value) if node.is_constant else None

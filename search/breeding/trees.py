@@ -1,7 +1,4 @@
-"""Breeding of whole trees by DEAP, with the release's primitives: a metric is varied node by node.
-
-Numbers are drawn from the module `random`, as DEAP draws; see `search.breeding.variation.seeded`.
-"""
+"""Breeding of whole trees by DEAP with the release's primitives, which vary node by node."""
 
 import math
 import random
@@ -12,16 +9,12 @@ from functools import lru_cache, partial
 from deap import gp
 
 from prunevolve.configs.schema import MAX_TREE_DEPTH, Search
-from prunevolve.pruning.metric import MAGNITUDES, Metric, interned
+from prunevolve.pruning.metric import Metric, interned
 from prunevolve.pruning.operators import OPERATORS, SETS, SETS_WITH_NUMBERS
 from prunevolve.pruning.statistics import TERMINALS
 
-TRIES = 100
-"""Draws before variation gives up. The limits reject one random tree in five, so this is hardly
-ever reached."""
-
-BLANK = "number"
-"""The terminal that stands for a number yet to be drawn; it never occurs in a metric."""
+TRIES = 100  # draws before variation gives up: the limits reject one random tree in five
+BLANK = "number"  # the terminal that stands for a number yet to be drawn; no metric has it
 
 LOWEST, HIGHEST, NEGATIVE = 1e-3, 1e3, 0.1
 """Magnitudes between which numbers are drawn, uniformly in their logarithm, and the share of them
@@ -30,14 +23,11 @@ that are negative."""
 
 @dataclass(frozen=True)
 class Trees:
-    """Draws and varies trees of primitives within the limits of a search.
-
-    They have no units if they must be comparable, since scores of several layers compete.
-    """
+    """Draws and varies trees of primitives within the limits of a search."""
 
     search: Search
     primitives: gp.PrimitiveSet
-    comparable: bool
+    comparable: bool  # they have no units, since scores of several layers compete
 
     def random(self) -> Metric:
         """Draw a ramped half-and-half tree (Koza, 1992): of random depth, full or grown."""
@@ -48,8 +38,7 @@ class Trees:
     def child(self, first: Metric, second: Metric) -> Metric:
         """Make a child by subtree crossover and node mutation, each with its probability.
 
-        It is the first parent if `TRIES` draws find no other within the limits. The parents are
-        unchanged.
+        It is the first parent if `TRIES` draws find no other within the limits.
         """
 
         def vary() -> gp.PrimitiveTree:
@@ -61,44 +50,60 @@ class Trees:
                 tree = gp.mutNodeReplacement(tree, self.primitives)[0]
             return tree
 
-        return self._first_allowed(vary, known=first) or first
+        return self._first_allowed(vary, parent=first) or first
 
     def _first_allowed(
-        self, draw: Callable[[], gp.PrimitiveTree], known: Metric | None = None
+        self, draw: Callable[[], gp.PrimitiveTree], parent: Metric | None = None
     ) -> Metric | None:
-        """Return the first drawn metric within the limits but the known one; None if none is."""
+        """Return the first drawn metric within the limits but the parent; None if none is."""
         for _ in range(TRIES):
-            metric = grown(draw(), self.primitives, self.comparable)
+            metric = grown(draw(), self.comparable)
             small = metric.size <= self.search.max_size and metric.depth <= MAX_TREE_DEPTH
             units_fit = metric.is_comparable or not self.comparable
-            if metric != known and small and units_fit and not metric.problem:
+            if metric != parent and small and units_fit and not metric.problem:
                 return metric
         return None
 
 
-def grown(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet, comparable: bool) -> Metric:
-    """Return a drawn tree as a metric, with means for sums if it must be comparable."""
-    metric = to_metric(fill_in_numbers(tree, primitives))
-    return with_means(metric) if comparable else metric
+def grown(tree: gp.PrimitiveTree, comparable: bool) -> Metric:
+    """Return a drawn tree as a metric, with drawn numbers for blanks, and with means for sums if it
+    must be comparable.
+    """
+    metric = _metric_of(tuple([_number() if x.name == BLANK else x.name for x in tree]))
+    return _with_means(metric) if comparable else metric
+
+
+def _number() -> str:
+    """Draw a number of three digits."""
+    magnitude = math.exp(random.uniform(math.log(LOWEST), math.log(HIGHEST)))
+    sign = -1 if random.random() < NEGATIVE else 1
+    return Metric.constant(float(f"{sign * magnitude:.3g}")).text
 
 
 @lru_cache(1 << 15)
-def with_means(metric: Metric) -> Metric:
+def _metric_of(names: tuple[str, ...]) -> Metric:
+    """Return the metric whose nodes have these names, in prefix order."""
+    operands: list[Metric] = []
+    for name in reversed(names):
+        arity = OPERATORS[name].arity if name in OPERATORS else 0
+        operands.append(interned(name, tuple([operands.pop() for _ in range(arity)])))
+    return operands.pop()
+
+
+@lru_cache(1 << 15)
+def _with_means(metric: Metric) -> Metric:
     """Return a metric with a mean in place of each sum and norm, which add a unit of size."""
     if not metric.operands:
         return metric
     name = OPERATORS[metric.name].twin or metric.name
-    return interned(name, tuple(map(with_means, metric.operands)))
-
-
-# Metrics as DEAP's trees
+    return interned(name, tuple(map(_with_means, metric.operands)))
 
 
 def primitive_set(name: str, terminals: Sequence[str]) -> gp.PrimitiveSet:
     """Return DEAP's `PrimitiveSet` for an operator set in `pruning.operators.SETS`.
 
     In sets with numbers one terminal, `BLANK`, stands for all of them: DEAP's ephemeral constants
-    are classes that live as long as the process, so `fill_in_numbers` draws numbers instead.
+    are classes that live as long as the process, so `grown` draws numbers instead.
     """
     primitives = gp.PrimitiveSet("metric", 0)
     for operator_name, operator in SETS[name].items():
@@ -116,52 +121,16 @@ def primitive_set(name: str, terminals: Sequence[str]) -> gp.PrimitiveSet:
 
 
 def to_tree(metric: Metric, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Return a metric as a DEAP tree: its nodes in prefix order. No text is evaluated.
-
-    The metric may contain operators, terminals and numbers outside the set, as a seed can.
-    """
+    """Return a metric as a DEAP tree, also if it has nodes outside the set, as a seed can."""
     return gp.PrimitiveTree(_nodes_of(metric, primitives))
 
 
 @lru_cache(1 << 10)  # a parent is varied again and again
 def _nodes_of(metric: Metric, primitives: gp.PrimitiveSet) -> Sequence[gp.Primitive | gp.Terminal]:
-    return tuple([node_named(node.name, primitives) for node in metric.nodes()])
+    return tuple([_node(x.name, primitives) for x in metric.nodes()])
 
 
-def to_metric(tree: gp.PrimitiveTree) -> Metric:
-    """Return a DEAP tree as a metric, node for node."""
-    return _metric_of(tuple([node.name for node in tree]))
-
-
-@lru_cache(1 << 15)
-def _metric_of(names: tuple[str, ...]) -> Metric:
-    operands: list[Metric] = []
-    for name in reversed(names):
-        arity = OPERATORS[name].arity if name in OPERATORS else 0
-        operands.append(interned(name, tuple([operands.pop() for _ in range(arity)])))
-    return operands.pop()
-
-
-def fill_in_numbers(tree: gp.PrimitiveTree, primitives: gp.PrimitiveSet) -> gp.PrimitiveTree:
-    """Replace each `BLANK` of a tree by a random three-digit number, in place; return the tree."""
-    for index, node in enumerate(tree):
-        if node.name == BLANK:
-            magnitude = math.exp(random.uniform(math.log(LOWEST), math.log(HIGHEST)))
-            sign = -1 if random.random() < NEGATIVE else 1
-            tree[index] = number_node(sign * magnitude, primitives)
-    return tree
-
-
-def number_node(value: float, primitives: gp.PrimitiveSet) -> gp.Terminal:
-    """Return the terminal for a number, rounded to three digits and clamped to `MAGNITUDES`."""
-    smallest, largest = MAGNITUDES
-    magnitude = min(max(abs(value), smallest), largest) if value else 0.0
-    rounded = float(f"{math.copysign(magnitude, value):.3g}")
-    return node_named(Metric.constant(rounded).text, primitives)
-
-
-def node_named(name: str, primitives: gp.PrimitiveSet) -> gp.Primitive | gp.Terminal:
-    """Return the node for an operator, a terminal or a number, in the set or not."""
+def _node(name: str, primitives: gp.PrimitiveSet) -> gp.Primitive | gp.Terminal:
     if name in primitives.mapping:
         return primitives.mapping[name]
     if name in OPERATORS:

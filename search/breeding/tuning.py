@@ -5,6 +5,7 @@ exponents, made explicit, and its constants. Exponents move only so that units s
 remain comparable. The table's factors stand beside the metric's own with the exponent 0.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -18,49 +19,29 @@ from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion, Metric, interned, is_number
 from prunevolve.pruning.operators import SETS_WITH_NUMBERS
 from prunevolve.search.breeding.factors import MOST
-from prunevolve.search.breeding.product import (
-    as_power,
-    exponents_of,
-    factors_of,
-    product_of_powers,
-)
+from prunevolve.search.breeding.product import as_power, exponents_of, factors_of, product_of_powers
 from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.records import Candidate, Record
 
-SIGMA = 0.15
-"""First standard deviation of exponents, and of the logarithms of constants."""
+SIGMA = 0.15  # first standard deviation of exponents, and of the logarithms of constants
 
 SAMPLES = 8
 """Least samples of a generation. With a large lag there are as many as are bred while one outcome
 is waited for, so that a generation is drawn from the distribution that the last one led to."""
 
-DRAWN = 4
-"""Draws among which the surrogate chooses a sample."""
-
-LEAST = 0.05
-"""An exponent nearer to 0 is 0: a factor that hardly counts is left out."""
-
 PARTS = 8
 """A sample is measured on one in so many of the fitness windows: all of a generation on the same,
 so that they are compared fairly, and the next on others, so that none is learnt by heart."""
 
-AVERAGED = 3
-"""Generations whose means are averaged: few samples on few windows lead one alone astray."""
+DRAWN = 4  # draws among which the surrogate chooses a sample
+LEAST = 0.05  # an exponent nearer to 0 is 0: a factor that hardly counts is left out
+AVERAGED = 3  # generations whose means are averaged: few samples on few windows lead one astray
+MEASURED = 2  # a mean is measured after so many generations: on all windows it costs as much as one
+BRED = 4  # one candidate in so many is bred while there is a tuning; the others are the tuning's
+UNTUNED = 3  # populations that are bred before the first tuning, where there are no seeds
+PATIENCE = 2  # means in a row, none the best candidate so far, that end the tuning of a metric
 
-MEASURED = 2
-"""A mean is measured after so many generations: on all windows it costs as much as one."""
-
-BRED = 4
-"""One candidate in so many is bred while there is a tuning; the others are the tuning's."""
-
-UNTUNED = 3
-"""Tuning begins after this many populations, when the best is good, or right after the seeds."""
-
-PATIENCE = 2
-"""Means in a row, none of which is the best candidate so far, that end the tuning of a metric."""
-
-Numbers = npt.NDArray[np.float64]
-"""How far each gene is from where the tuning began."""
+Numbers = npt.NDArray[np.float64]  # how far each gene is from where the tuning began
 
 _Make = Callable[[Numbers], Metric]
 
@@ -74,9 +55,9 @@ class Genes:
 
     def __init__(self, metric: Metric, added: tuple[Metric, ...], comparable: bool) -> None:
         self.count, self._comparable = 0, comparable
-        self._known: dict[Metric, _Make] = {}
+        self._makers: dict[Metric, _Make] = {}
         factors = dict.fromkeys(added, 0.0) | exponents_of(metric, comparable)
-        self.make = self._product(factors, whole=True)
+        self.make = self._product(factors, is_root=True)
 
     def _gene(self) -> int:
         self.count += 1
@@ -86,34 +67,32 @@ class Genes:
         if metric.is_constant:
             gene = self._gene()
             return lambda z: _times(metric, float(np.exp(z[gene])))
-        if metric not in self._known:
-            self._known[metric] = self._read(metric)
-        return self._known[metric]
-
-    def _read(self, metric: Metric) -> _Make:
-        if not metric.operands:
-            return lambda z: metric
-        if metric.name in ("mul", "quot") or as_power(metric)[0] is not metric:
-            return self._product(exponents_of(metric, self._comparable))
-        return self._call(metric)
+        if metric not in self._makers:
+            if metric.name in ("mul", "quot") or as_power(metric)[0] is not metric:
+                make = self._product(exponents_of(metric, self._comparable))
+            else:
+                make = self._call(metric)
+            self._makers[metric] = make
+        return self._makers[metric]
 
     def _call(self, metric: Metric) -> _Make:
         makers = [self._maker(operand) for operand in metric.operands]
         return lambda z: interned(metric.name, tuple(make(z) for make in makers))
 
-    def _product(self, factors: Mapping[Metric, float], whole: bool = False) -> _Make:
+    def _product(self, factors: Mapping[Metric, float], is_root: bool = False) -> _Make:
         """Return the maker of a product of powers, which keeps the units that matter.
 
-        Args:
-            factors: Exponents by base.
-            whole: Whether it is the whole metric. Then the exponent of the first base stays, and a
-                number is left out: neither a power nor a multiple of the whole is of consequence.
+        At the root the exponent of the first base stays, and a number is left out: neither a power
+        nor a multiple of the whole metric is of consequence.
         """
-        bases = [base for base in factors if not (whole and base.is_constant)]
-        makers = [self._call(base) if base.operands else self._maker(base) for base in bases]
+        bases = [base for base in factors if not (is_root and base.is_constant)]
+        makers = [self._maker(x) if x.is_constant else self._call(x) for x in bases]
         moved = [base for base in bases if base.never_negative and not base.is_constant]
-        norm = next((x for x in moved if whole and factors[x] and x.name != "exp"), None)
-        free, follow = _solved([(*self._kept(x, whole), x == norm) for x in moved])
+        fixed = next((x for x in moved if is_root and factors[x] and x.name != "exp"), None)
+        columns: list[Sequence[float]] = [(x == fixed,) for x in moved]
+        if self._comparable:
+            columns = [(*(x.units.of_layer if is_root else x.units), x == fixed) for x in moved]
+        free, follow = _solved(columns)
         genes = {moved[i]: self._gene() for i in free}
 
         def make(z: Numbers) -> Metric:
@@ -131,12 +110,6 @@ class Genes:
 
         return make
 
-    def _kept(self, base: Metric, whole: bool) -> Sequence[float]:
-        """Return the units of a base that its product keeps; none if scores need not compare."""
-        if not self._comparable:
-            return ()
-        return base.units.of_layer if whole else base.units
-
 
 def _times(number: Metric, factor: float) -> Metric:
     """Return the multiple of a number, in two digits; the number if the language has no such."""
@@ -152,8 +125,8 @@ def _solved(columns: Sequence[Sequence[float]]) -> tuple[list[int], dict[int, li
 
     if not columns:
         return [], {}
-    rational = [[Rational(float(x)).limit_denominator(10**4) for x in one] for one in columns]
-    reduced, pivots = Matrix(rational).T.rref()
+    exact = [[Rational(float(x)).limit_denominator(10**4) for x in column] for column in columns]
+    reduced, pivots = Matrix(exact).T.rref()
     free = [i for i in range(len(columns)) if i not in pivots]
     return free, {p: [float(reduced[r, i]) for i in free] for r, p in enumerate(pivots)}
 
@@ -163,13 +136,11 @@ _genes = lru_cache(256)(Genes)
 
 # The strategy
 
+_Samples = tuple[tuple[tuple[float, ...], float], ...]  # a generation's numbers and fitness
+
 
 class _Sample(list[float]):
     fitness: float  # higher is better, as DEAP has it
-
-
-_Samples = tuple[tuple[tuple[float, ...], float], ...]
-"""The numbers and losses of a generation's samples."""
 
 
 @dataclass(frozen=True)
@@ -178,34 +149,25 @@ class Tuning:
 
     It is what pyribs calls an emitter, but a value: `tell` returns the tuning after an outcome, so
     that a child can be asked of any earlier one, and all follows from the journal.
-
-    Attributes:
-        start: The candidate whose numbers are moved, if any is.
-        first: Index from which on its children are bred.
-        children: Its samples, and the means of their distribution, committed so far, in order.
-        done: Indices of the candidates whose numbers were moved before.
     """
 
-    start: Record | None = None
-    first: int = 0
-    children: tuple[Record, ...] = ()
-    done: tuple[int, ...] = ()
+    start: Record | None = None  # the candidate whose numbers are moved, if any is
+    first: int = 0  # index from which on its children are bred
+    children: tuple[Record, ...] = ()  # its samples and their distribution's means, in order
+    done: tuple[int, ...] = ()  # indices of the candidates whose numbers were moved before
 
     def tell(
         self, record: Record, members: Sequence[Record], best: float, search: Search
     ) -> "Tuning":
         """Return the tuning after one more outcome.
 
-        A metric is done once its last means are all worse than the best candidate so far. The next
-        is the best that was not tuned yet.
-
-        Args:
-            best: The fitness of the best candidate so far; infinite if there is none.
+        A metric is done once its last means are all worse than the best candidate so far, whose
+        fitness is `best`, infinite if there is none. The next is the best that was not tuned yet.
         """
         tuning = self
         if self.owns(record):
             tuning = replace(self, children=(*self.children, record))
-        means = [child.loss for child in tuning.children if not child.candidate.numbers]
+        means = [_fitness(child) for child in tuning.children if not child.candidate.numbers]
         if self.start and len(means) >= PATIENCE and min(means[-PATIENCE:]) > best:
             tuning = Tuning(done=(*self.done, self.start.index))
         committed = record.index + 1
@@ -226,18 +188,14 @@ class Tuning:
     ) -> list[Candidate]:
         """Return samples, of which one is to be measured, or the mean of their distribution.
 
-        Nothing if the candidate is to be bred. The same index gives the same samples.
-
-        Args:
-            table: Factors to add to a metric that has fewer than a bred one may have.
-            comparable: Whether scores of several layers compete.
+        Nothing if the candidate is to be bred. The same index gives the same samples. The table's
+        factors are added to a metric that has fewer than a bred one may have.
         """
         if not self.start or index % BRED == 0:
             return []
         parent, start = self.start.index, self.start.criterion
         added = table if len(factors_of(start.metric)) < MOST else ()
         genes = _genes(start.metric, added, comparable and start.metric.is_comparable)
-        generation, is_mean = self._place_of(index, search.lag)
 
         def child(moved: Numbers) -> Candidate:
             metric = genes.make(moved)
@@ -245,6 +203,7 @@ class Tuning:
             metric = start.metric if metric.problem else metric
             return Candidate(index, simplify(Criterion(metric, start.group)), (parent,), tuned=True)
 
+        generation, is_mean = self._generation_of(index, search.lag)
         if is_mean:
             return [child(self._mean(genes, search.lag))]
         generations = self._generations(search.lag)
@@ -253,21 +212,22 @@ class Tuning:
         part = (generation % PARTS, PARTS)
         return [replace(child(z), numbers=tuple(z.tolist()), part=part) for z in drawn]
 
-    def _place_of(self, index: int, lag: int) -> tuple[int, bool]:
+    def _generation_of(self, index: int, lag: int) -> tuple[int, bool]:
         """Return the generation of a child, and whether it is the mean that those before led to:
-        that has the first place at which all outcomes of their samples are known.
+        that is the first child of which all outcomes of their samples are known.
         """
         ordinal = _tuned_before(index) - _tuned_before(self.first)
         unknown, samples = _unknown(lag), _samples_of(lag)
-        means, place = divmod(ordinal, MEASURED * samples + 1)
-        if place == unknown:
+        means, position = divmod(ordinal, MEASURED * samples + 1)
+        if position == unknown:
             return MEASURED * means, True
-        return MEASURED * means + (place - (place > unknown)) // samples, False
+        return MEASURED * means + (position - (position > unknown)) // samples, False
 
     def _generations(self, lag: int) -> tuple[_Samples, ...]:
-        """Return the numbers and losses of the samples, by whole generations."""
+        """Return the samples' numbers with their fitness, by whole generations."""
         count = _samples_of(lag)
-        samples = [(x.candidate.numbers, x.loss) for x in self.children if x.candidate.numbers]
+        tuned = [(child.candidate.numbers, _fitness(child)) for child in self.children]
+        samples = [(numbers, fitness) for numbers, fitness in tuned if numbers]
         ends = range(count, len(samples) + 1, count)
         return tuple(tuple(samples[end - count : end]) for end in ends)
 
@@ -275,9 +235,15 @@ class Tuning:
         """Return the mean of the distribution over its last generations."""
         generations = self._generations(lag)
         count, last = _samples_of(lag), len(generations)
-        ends = [last - back for back in range(min(AVERAGED, last) or 1)]
+        ends = range(last, max(0, last - AVERAGED), -1) or [0]
         means = [_strategy_after(genes.count, count, generations[:end]).centroid for end in ends]
         return np.asarray(np.mean(means, axis=0))
+
+
+def _fitness(child: Record) -> float:
+    """Return the fitness, or else its prediction; infinite if there is none."""
+    values = (child.fitness, child.outcome.estimate)
+    return next((value for value in values if value is not None), math.inf)
 
 
 def _tuned_before(index: int) -> int:
@@ -294,24 +260,21 @@ def _samples_of(lag: int) -> int:
 
 
 def _drawn(strategy: cma.Strategy, *key: int) -> Numbers:
-    """Draw a sample, the same for the same key."""
-    state = np.random.get_state()
-    np.random.seed([part % 2**32 for part in key])
-    try:
-        return np.asarray(strategy.generate(np.array)[0])
-    finally:
-        np.random.set_state(state)
+    """Draw a sample, the same for the same key; DEAP itself draws from numpy's global state."""
+    draw = np.random.RandomState([part % 2**32 for part in key])
+    steps = draw.standard_normal((strategy.lambda_, strategy.dim))
+    return np.asarray((strategy.centroid + strategy.sigma * steps.dot(strategy.BD.T))[0])
 
 
 @lru_cache(16)  # each generation begins where the last one ended
 def _strategy_after(count: int, samples: int, generations: tuple[_Samples, ...]) -> cma.Strategy:
-    """Return the strategy for so many genes after generations of numbers and losses; a constant."""
+    """Return the strategy for so many genes after some generations; it is not to be changed."""
     if not generations:
         return cma.Strategy([0.0] * count, SIGMA, lambda_=samples)
     strategy = deepcopy(_strategy_after(count, samples, generations[:-1]))
     measured = []
-    for numbers, loss in generations[-1]:
+    for numbers, fitness in generations[-1]:
         measured.append(_Sample(numbers))
-        measured[-1].fitness = -loss
+        measured[-1].fitness = -fitness
     strategy.update(measured)
     return strategy

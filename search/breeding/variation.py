@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion, Metric
@@ -19,13 +18,10 @@ from prunevolve.pruning.statistics import TERMINAL_SETS
 from prunevolve.search.breeding.factors import Products, factors_for
 from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.breeding.trees import Trees, primitive_set
-from prunevolve.search.population import State
-from prunevolve.search.records import Candidate
+from prunevolve.search.breeding.tuning import Tuning
+from prunevolve.search.records import Candidate, Record
 
-Member = TypeVar("Member")
-
-POOL = 0.5
-"""Share of the population that is drawn to choose parents from."""
+POOL = 0.5  # share of the population that is drawn to choose parents from
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,11 @@ class Breeder:
         """The terminals that candidates are made of."""
         return tuple(self.search.terminals or TERMINAL_SETS[self.search.primitives])
 
+    @property
+    def comparable(self) -> bool:
+        """Whether metrics must have no units, since scores of several layers compete."""
+        return self.group == "model" and self.search.units == "required"
+
     @cached_property
     def varied(self) -> Products | Trees:
         """What draws and varies metrics: products of factors, or with the release's set trees."""
@@ -50,12 +51,12 @@ class Breeder:
             return Trees(search, primitives, self.comparable)
         return Products(search, self._factors, primitives, self.comparable)
 
-    @property
-    def comparable(self) -> bool:
-        """Whether metrics must have no units, since scores of several layers compete."""
-        return self.group == "model" and self.search.units == "required"
+    @cached_property
+    def _factors(self) -> tuple[Metric, ...]:
+        """The table of factors, from which some are drawn, and which a tuning adds."""
+        return factors_for(self.terminals, self.group)
 
-    def brood(self, index: int, state: State) -> list[Candidate]:
+    def brood(self, index: int, population: Sequence[Record], tuning: Tuning) -> list[Candidate]:
         """Make what candidate `index` is chosen from; a seed is the only one.
 
         The search begins with seeds and random trees. A child equal to a parent is replaced by a
@@ -63,23 +64,18 @@ class Breeder:
         """
         if index < len(self.seeds):
             return [Candidate(index, simplify(self.seeds[index]))]
-        if tuned := state.tuning.ask(index, self.search, self._factors, self.comparable):
+        if tuned := tuning.ask(index, self.search, self._factors, self.comparable):
             return tuned
         children = []
         for attempt in range(self.search.brood):
             with seeded(self.search.seed, index, *([attempt] if attempt else [])):
-                children.append(self._child(index, state))
+                children.append(self._child(index, population))
         return children
 
-    @cached_property
-    def _factors(self) -> tuple[Metric, ...]:
-        """The table of factors, from which some are drawn, and which a tuning adds."""
-        return factors_for(self.terminals, self.group)
-
-    def _child(self, index: int, state: State) -> Candidate:
+    def _child(self, index: int, population: Sequence[Record]) -> Candidate:
         """Make a child of two members, or a random tree where there are none yet."""
-        if index >= self.search.population and state.population:
-            first, second = choose_parents(state.population, self.search.parents)
+        if index >= self.search.population and population:
+            first, second = choose_parents(population, self.search.parents)
             metric = self.varied.child(first.criterion.metric, second.criterion.metric)
             child = simplify(Criterion(metric, self.group))
             if child not in (first.criterion, second.criterion):
@@ -90,14 +86,8 @@ class Breeder:
 def read_seeds(entries: Sequence[str], group: str) -> list[Criterion]:
     """Return the criteria that entries of `search.seeds` stand for, in order, without repeats.
 
-    The text of a criterion is an entry that stands for it without any other file.
-
-    Args:
-        entries: A metric's name, its text, a metric file or a run folder, which gives its best.
-        group: The comparison group that every seed gets.
-
-    Raises:
-        ValueError: If an entry is none of these, or its metric cannot rank weights.
+    An entry is a metric's name, its text, a metric file or a run folder, which gives its best.
+    Raises ValueError if it is none of these, or its metric cannot rank weights.
     """
     metrics = (read_metric(entry).metric.check_scores_weights() for entry in entries)
     return list(dict.fromkeys(Criterion(metric, group) for metric in metrics))
@@ -114,19 +104,15 @@ def seeded(*key: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def choose_parents(ranked: Sequence[Member], best: int) -> tuple[Member, Member]:
-    """Draw a random half of the population and pick two parents from its best members.
+def choose_parents(ranked: Sequence[Record], best: int) -> tuple[Record, Record]:
+    """Draw a random half of the population and pick two parents from its `best` members.
 
     This is the selection of Pruner-Zero (Dong et al., 2024, arXiv:2406.02924, Algorithm 1): the
     draw keeps mediocre members in play, the cut maintains selection pressure. A lone member is both
-    parents.
-
-    Args:
-        ranked: The population, best first.
-        best: Members of the drawn half that can be parents.
+    parents. `ranked` is the population, best first.
     """
     if len(ranked) == 1:
         return ranked[0], ranked[0]
-    places = random.sample(range(len(ranked)), max(2, round(len(ranked) * POOL)))
-    first, second = random.sample(sorted(places)[:best], 2)
+    drawn = random.sample(range(len(ranked)), max(2, round(len(ranked) * POOL)))
+    first, second = random.sample(sorted(drawn)[:best], 2)
     return ranked[first], ranked[second]

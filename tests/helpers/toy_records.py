@@ -18,3 +18,8 @@ def record_of(
     """Return an evaluated record, or one of another kind if it has no fitness."""
     candidate = Candidate(index, Criterion(Metric.parse(metric), group), parents, fingerprint)
     return Record(candidate, Outcome(kind if fitness is None else "evaluated", fitness, 64, reason))
+
+
+def never(first: Criterion, second: Criterion) -> bool:
+    """Tell any two masks apart."""
+    return False

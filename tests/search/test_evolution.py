@@ -17,8 +17,7 @@ from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.breeding.variation import Breeder
-from prunevolve.search.evolution import Evolution
-from prunevolve.search.population import State
+from prunevolve.search.evolution import Evolution, State
 from prunevolve.search.records import Candidate, Outcome, Record
 from prunevolve.search.surrogate import Surrogate
 
@@ -296,7 +295,8 @@ def test_brood_yields_its_new_child_with_the_lowest_prediction(monkeypatch):
         index, state = evolution.state.committed, evolution.state
         (candidate,) = evolution.ask()
         if index >= BROODS.population:
-            brood = [child.criterion for child in evolution.breeder.brood(index, state)]
+            children = evolution.breeder.brood(index, state.population, state.tuning)
+            brood = [child.criterion for child in children]
             new = [child for child in brood if Drawn().mark(child) not in {None, *known}]
             if new:
                 assert len(candidate.criterion.text) == min(len(child.text) for child in new)

@@ -187,7 +187,7 @@ def test_a_winner_is_only_replaced_by_one_that_is_as_good(judged):
     assert judged(costing(costs), *texts).winner.factors == 3
     was = before(product("XVH"))
     choice = judged(costing(costs | {"H": (0.01, 0.01)}), *texts, before=was)
-    assert choice.winner.name == "9-1" and choice.winner.loss == pytest.approx(0.5)
+    assert choice.winner.name == "9-1" and choice.winner.fitness == pytest.approx(0.5)
     assert "9-1" in {row["name"] for row in choice.standings}
 
 
@@ -200,7 +200,7 @@ def test_an_extended_run_never_gets_worse(judged):
         texts = product("XV"), product("HM"), product("M")
         choice = judged(rises, *texts, before=before(product("XVH")))
         (was,) = (row for row in choice.standings if row["metric"] == product("XVH"))
-        assert choice.winner.loss <= (was["fitness"] + was["selection"]) / 2
+        assert choice.winner.fitness <= (was["fitness"] + was["selection"]) / 2
 
 
 def test_a_winner_of_many_factors_stays_where_no_short_one_is_as_good(judged):

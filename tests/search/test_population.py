@@ -11,11 +11,11 @@ from functools import partial
 
 import pytest
 from refusals import refusal
-from toy_records import record_of
+from toy_records import never, record_of
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.population import LEEWAY, Near, State, never
+from prunevolve.search.evolution import LEEWAY, Near, State
 from prunevolve.search.records import OUTCOMES, RESOLUTION, Candidate, Outcome, Record
 
 SIZES = {1: "W", 2: "abs(W)", 3: "mul(G, W)", 4: "mul(G, sqrt(W))"}
@@ -97,7 +97,7 @@ def test_what_is_clearly_worse_than_the_best_baseline_need_not_be_exact():
 
 def test_mean_of_a_tuning_is_measured_to_the_end():
     mean = replace(record(9, None).candidate, tuned=True)
-    assert after((5.0, 1), (2.0, 1), (3.0, 1)).with_limits(mean, THREE) is mean
+    assert after((5.0, 1), (2.0, 1), (3.0, 1)).with_limits(mean, THREE, never) is mean
 
 
 def test_finalists_are_the_fittest_of_population_and_hall_of_fame_ties_by_age():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from report_run import STATUS
 
 from prunevolve.pruning.progress import PlainConsole
-from prunevolve.search.population import State
+from prunevolve.search.evolution import State
 from prunevolve.search.progress import Recorder, ignore, lines_of, values_of
 
 
@@ -37,7 +37,7 @@ def test_candidates_an_hour_are_those_shown_by_the_seconds_beside_them(monkeypat
     workers = SimpleNamespace(ready=1, busy=1, starting=0, faults={}, trouble="")
     search = SimpleNamespace(candidates=120)
     experiment = SimpleNamespace(config=SimpleNamespace(tensorboard=False, search=search))
-    folder = SimpleNamespace(write_json=lambda *_: None, write_checkpoint=lambda *_: None)
+    folder = SimpleNamespace(write_json=lambda *_: None, write_hall_of_fame=lambda *_: None)
     pool = SimpleNamespace(workers=workers, scale=SimpleNamespace(baselines={}))
     console = PlainConsole(file=screen)
     with Recorder(folder, experiment, evolution, pool, console, ignore, clock - 27) as recorder:

@@ -14,10 +14,10 @@ import pytest
 import torch
 from refusals import refusal
 from toy_models import change_json
-from toy_records import record_of
+from toy_records import never, record_of
 
 from prunevolve.configs.schema import Search
-from prunevolve.search.population import State
+from prunevolve.search.evolution import State
 from prunevolve.search.records import Record
 from prunevolve.search.run import state_before
 from prunevolve.search.run_folder import FolderError, RunFolder, WriteError
@@ -43,7 +43,7 @@ def state_after(count: int) -> State:
     search = Search(population=3, lag=1)
     state = State()
     for index in range(count):
-        state = state.commit(record(index, 4 - index % 5 / 10), search)
+        state = state.commit(record(index, 4 - index % 5 / 10), search, never)
     return state
 
 
@@ -144,7 +144,7 @@ def test_journal_with_a_damaged_whole_line_is_refused(folder, line, problem):
 
 def written(folder: RunFolder, count: int) -> Path:
     """Write the checkpoint after so many outcomes; return its file."""
-    folder.write_checkpoint(state_after(count).to_checkpoint(), ())
+    folder.write_json("checkpoint.json", state_after(count).to_checkpoint())
     return folder.path / "checkpoint.json"
 
 
@@ -181,15 +181,15 @@ def test_checkpoint_is_used_if_it_is_of_the_journal_and_old_enough(folder):
     for journal, lag in ((RECORDS, 3), (RECORDS[:6], 0), (others, 0)):
         state, (warning,) = checkpoint_of(folder, journal, lag)
         assert state == State() and warning.startswith((*unfit, *damaged))
-    folder.write_checkpoint(replace(state_after(7), committed=2).to_checkpoint(), ())
+    folder.write_json("checkpoint.json", replace(state_after(7), committed=2).to_checkpoint())
     assert checkpoint_of(folder, RECORDS, 0)[0] == State()
 
 
-def test_write_checkpoint_rewrites_the_hall_of_fame_and_marks_the_pareto_front(folder):
+def test_hall_of_fame_marks_the_pareto_front(folder):
     state = State()
     for index, fitness in enumerate([3.5, 3.25, 3.125, None, 3.125]):
-        state = state.commit(record(index, fitness, group="model"), Search(population=2))
-    folder.write_checkpoint({}, state.hall_of_fame)
+        state = state.commit(record(index, fitness, group="model"), Search(population=2), never)
+    folder.write_hall_of_fame([], state.hall_of_fame)
     # add(G, W) is as large as mul(G, W) and fitter, and smaller than what is as fit.
     assert (folder.path / "hall_of_fame.csv").read_text() == (
         "name,size,fitness,group,metric,pareto\n"

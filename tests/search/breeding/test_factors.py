@@ -12,6 +12,7 @@ from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding import factors
 from prunevolve.search.breeding.factors import MOST, MUTATIONS, factors_for
 from prunevolve.search.breeding.product import factors_of, product_of_powers
+from prunevolve.search.breeding.trees import to_tree
 from prunevolve.search.breeding.variation import Breeder, seeded
 
 ALL = list(TERMINALS)
@@ -162,9 +163,9 @@ def test_a_tree_that_is_no_factor_is_grown_once_and_replaced_from_the_table(tree
 
 
 def test_a_grown_factor_is_relative_and_never_negative():
-    relative = products()._relative
-    assert relative(Metric.parse("sqrt(X)")).text == "divrms(sqrt(X), sqrt(X))"
-    assert relative(Metric.parse("M")).text == "exp(divrms(M, M))"
+    for tree, factor in (("sqrt(X)", "divrms(sqrt(X), sqrt(X))"), ("M", "exp(divrms(M, M))")):
+        tree = to_tree(Metric.parse(tree), products().primitives)
+        assert products()._factor(tree).text == factor
 
 
 # The table

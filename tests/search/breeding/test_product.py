@@ -6,10 +6,10 @@ import torch
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Metric
 from prunevolve.search.breeding.product import (
+    ablations,
     exponents_of,
     factors_of,
     product_of_powers,
-    rests_of,
 )
 from prunevolve.search.breeding.variation import Breeder, seeded
 
@@ -81,7 +81,7 @@ def test_product_of_powers_gives_the_scores_of_the_factors_and_one_power_a_matri
     ],
 )
 def test_rest_is_the_metric_divided_by_the_factor(text, base, rest):
-    assert rests_of(Metric.parse(text), comparable=False)[Metric.parse(base)].text == rest
+    assert ablations(Metric.parse(text), comparable=False)[Metric.parse(base)].text == rest
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_rest_is_the_metric_divided_by_the_factor(text, base, rest):
 def test_rests_are_of_factors_without_which_weights_can_be_ranked_and_compared(
     text, comparable, rests
 ):
-    found = rests_of(Metric.parse(text), comparable)
+    found = ablations(Metric.parse(text), comparable)
     assert [base.text for base in found] == rests
     for base, rest in found.items():
         others = {x: c for x, c in factors_of(Metric.parse(text)).items() if x != base}

@@ -15,10 +15,8 @@ from prunevolve.pruning.statistics import TERMINAL_SETS
 from prunevolve.search.breeding.trees import (
     BLANK,
     Trees,
-    fill_in_numbers,
     grown,
     primitive_set,
-    to_metric,
     to_tree,
 )
 from prunevolve.search.breeding.variation import seeded
@@ -56,15 +54,14 @@ def test_tree_gives_its_metric_back_node_for_node(seed):
     for metric in (drawn(seed), drawn(seed, COMPARABLE), powers):
         for primitives in (RELEASE, EXTENDED):
             tree = to_tree(metric, primitives)
-            assert to_metric(tree) == metric
+            assert grown(tree, comparable=False) == metric
             assert (len(tree), tree.height) == (len([*metric.nodes()]), metric.depth)
 
 
 def test_drawn_numbers_have_three_digits_and_the_range_of_the_set():
     blank = gp.PrimitiveTree([EXTENDED.mapping[BLANK]])
     with seeded(0):
-        trees = [fill_in_numbers(blank[:], EXTENDED) for _ in range(600)]
-    values = [float(node.name) for (node,) in trees]
+        values = [grown(blank, comparable=False).value for _ in range(600)]
     assert all(1e-3 <= abs(value) <= 1e3 and value == float(f"{value:.3g}") for value in values)
     assert 0.04 < sum(value < 0 for value in values) / len(values) < 0.16
     assert min(map(abs, values)) < 1e-2 and max(map(abs, values)) > 1e2
@@ -76,7 +73,7 @@ def test_what_is_grown_reaches_every_depth_and_every_primitive(name):
     for seed in range(800):
         with seeded(seed):
             tree = gp.PrimitiveTree(gp.genHalfAndHalf(primitives, 1, 3))
-            metrics.append(grown(tree, primitives, comparable=False))
+            metrics.append(grown(tree, comparable=False))
     assert {metric.depth for metric in metrics} == {1, 2, 3}
     names = {node.name for metric in metrics for node in metric.nodes() if not node.is_constant}
     assert names == {*SETS[name], *TERMINAL_SETS[name]}
@@ -87,7 +84,7 @@ def test_what_is_grown_to_be_compared_has_no_sums_and_norms():
     for seed in range(400):
         with seeded(seed):
             tree = gp.PrimitiveTree(gp.genHalfAndHalf(EXTENDED, 1, 2))
-            names |= {node.name for node in grown(tree, EXTENDED, comparable=True).nodes()}
+            names |= {node.name for node in grown(tree, comparable=True).nodes()}
     assert {"rowmean", "colrms"} < names
     assert not names & {name for name, operator in OPERATORS.items() if operator.twin}
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from toy_records import never
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion, Metric
@@ -27,7 +28,7 @@ from prunevolve.search.breeding.tuning import (
     Tuning,
 )
 from prunevolve.search.breeding.variation import Breeder, seeded
-from prunevolve.search.population import State
+from prunevolve.search.evolution import State
 from prunevolve.search.records import Candidate, Outcome, Record
 
 DIRECTED = named_metric("directed-snip-wanda").metric
@@ -165,7 +166,7 @@ def test_tuning_moves_to_where_samples_are_better(lag):
 def test_mean_comes_as_soon_as_its_generations_outcomes_are_known(lag, begun):
     tuning = Tuning(plain(0, 0.9), begun + lag)
     tuned = [i for i in range(tuning.first, tuning.first + 3000) if i % BRED]
-    places = {index: tuning._place_of(index, lag) for index in tuned}
+    places = {index: tuning._generation_of(index, lag) for index in tuned}
     samples = {}
     for index, (generation, is_mean) in places.items():
         if not is_mean:
@@ -218,21 +219,21 @@ def test_state_tunes_the_best_and_then_the_best_that_was_not():
     search, state = Search(population=2, primitives="extended"), State()
     for index, loss in enumerate((0.9, 0.8, 0.7, *[0.95] * 3)):
         assert not state.tuning.start
-        state = state.commit(plain(index, loss), search)
+        state = state.commit(plain(index, loss), search, never)
     assert (UNTUNED, state.tuning) == (3, Tuning(plain(2, 0.7), 6 + search.lag))
     of_another, sample = child(6, (0.1,), start=1), child(7, (0.1,), 0.1, start=2)
-    state = state.commit(of_another, search).commit(sample, search)
+    state = state.commit(of_another, search, never).commit(sample, search, never)
     assert state.tuning.children == (sample,)
     for index in range(8, 8 + PATIENCE):
         assert state.tuning.start == plain(2, 0.7)
-        state = state.commit(child(index, loss=0.99, start=2), search)
+        state = state.commit(child(index, loss=0.99, start=2), search, never)
     assert state.tuning == Tuning(plain(1, 0.8), 8 + PATIENCE + search.lag, done=(2,))
 
 
 def test_tuning_begins_after_the_seeds_and_never_with_the_releases_set():
     seeded = Search(population=2, seeds=["wanda", "snip"])
-    assert State().commit(plain(0, 0.9), seeded).tuning == Tuning()
-    begun = State(1).commit(plain(1, 0.8), seeded).tuning
+    assert State().commit(plain(0, 0.9), seeded, never).tuning == Tuning()
+    begun = State(1).commit(plain(1, 0.8), seeded, never).tuning
     assert begun == Tuning(plain(1, 0.8), 2 + seeded.lag)
     release = Search(population=2, primitives="release")
-    assert State(6).commit(plain(6, 0.1), release).tuning == Tuning()
+    assert State(6).commit(plain(6, 0.1), release, never).tuning == Tuning()

@@ -14,20 +14,19 @@ from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.breeding.factors import Products
 from prunevolve.search.breeding.trees import Trees
+from prunevolve.search.breeding.tuning import Tuning
 from prunevolve.search.breeding.variation import Breeder, choose_parents, read_seeds, seeded
-from prunevolve.search.population import State
 from prunevolve.search.run_folder import RunFolder
 
 SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)
 TEXTS = ("mul(W, sqrt(X))", "mul(G, W)", "add(G, W)", "W")
 MEMBERS = tuple(record_of(index, text, 2.0 + index) for index, text in enumerate(TEXTS))
-STATE = State(committed=4, population=MEMBERS)
 
 
 def bred(group="row", seeds=(), **changes):
     seed_criteria = tuple(Criterion.parse(text, group) for text in seeds)
     breeder = Breeder(SEARCH.model_copy(update=changes), group, seed_criteria)
-    return [breeder.brood(index, STATE)[0] for index in range(60)]
+    return [breeder.brood(index, MEMBERS, Tuning())[0] for index in range(60)]
 
 
 def test_breed_gives_the_seeds_first_in_the_canonical_form_of_their_group():
@@ -57,7 +56,7 @@ def test_breed_depends_on_seed_index_attempt_and_state_alone():
     breeder = Breeder(SEARCH.model_copy(update={"brood": 20}), "row")
     assert bred() == bred()
     assert bred(seed=6)[4:] != bred()[4:]
-    attempts = {child.criterion for child in breeder.brood(8, STATE)}
+    attempts = {child.criterion for child in breeder.brood(8, MEMBERS, Tuning())}
     assert len(attempts) > 10
 
 
