@@ -23,7 +23,7 @@ from prunevolve.search.records import Candidate, Outcome, Record
 from prunevolve.search.surrogate import Surrogate
 
 LEEWAY = 1.5  # highest fitness that may fill a free place, as a multiple of the best's
-FINALISTS = 8  # metrics that are measured on the selection text, from which the winner is chosen
+FINALISTS = 5  # metrics that are measured on the selection text, from which the winner is chosen
 Near = Callable[[Criterion, Criterion], bool]  # whether two criteria make nearly the same mask
 
 

@@ -2,9 +2,9 @@
 
 Tuning gives a metric factors that help on the models and windows of the search and nowhere else. So
 the best finalists are also measured with one factor less, two less, and so on, and of all that is
-within one standard error of the best the shortest wins (Breiman et al., 1984, Classification and
-Regression Trees, Section 3.4.3). A metric is judged on the fitness and the selection texts alike,
-and the error is that between models as well as that between windows.
+within one standard error of the best and at most 2% worse the shortest wins (Breiman et al., 1984,
+Classification and Regression Trees, Section 3.4.3). A metric is judged on the fitness and the
+selection texts alike, and the error is that between models as well as that between windows.
 """
 
 import math
@@ -25,6 +25,7 @@ from prunevolve.search.records import Record, Wanted
 from prunevolve.search.scale import ByTask, Difference, Scale, losses_by_task, scale_of, wanted_of
 
 SHORTENED = 2  # finalists that are also measured with fewer factors
+WORSE = 0.02  # of the best's fitness; from few models the error alone is too rough a limit
 ROLES = ("fitness", "selection")  # the texts that finalists are measured on
 
 
@@ -100,7 +101,8 @@ def choose(
     standings = sorted([*measured, *steps], key=lambda x: x.fitness)
     short = [x for x in standings if x.factors <= MOST] or standings
     best = short[0]
-    good = [x for x in short if judge.difference(x, best).is_small]
+    near = [x for x in short if x.fitness - best.fitness <= WORSE * abs(best.fitness)]
+    good = [x for x in near if judge.difference(x, best).is_small]
     if before and (was := [x for x in measured if x.record.criterion == before.record.criterion]):
         good = [x for x in good if x.fitness <= was[0].fitness] or was
     winner = min(good, key=lambda x: (x.factors, x.fitness))
@@ -146,17 +148,20 @@ class _Judge:
         """Return finalists without several factors, one more each time, as far as they can prune.
 
         Factors are left out in the order of what the finalist loses without each on the selection
-        texts. What still has more than `MOST` factors cannot win, and is not measured.
+        text of one task of each model. What still has more than `MOST` factors cannot win, and is
+        not measured.
         """
         experiment, role = self._experiment, "selection"
         shorter = [self._ablations(leader) for leader in leaders]
         criteria = [criterion for by_base in shorter for criterion in by_base.values()]
-        wanted = [(task, role, x) for x in criteria for task in experiment.tasks_of(role)]
+        of_models = {experiment.subject_of[i]: i for i in reversed(experiment.tasks_of(role))}
+        tasks = [*of_models.values()]
+        wanted = [(task, role, x) for x in criteria for task in tasks]
         measured = self._pool.losses("finalists without each factor", wanted)
         fitness = {
             criterion: self._scales[1].fitness(losses)
             for criterion in criteria
-            if (losses := losses_by_task(experiment, role, criterion, measured))
+            if (losses := losses_by_task(experiment, role, criterion, measured, tasks))
         }
         paths = []
         for leader, by_base in zip(leaders, shorter, strict=True):

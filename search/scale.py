@@ -149,11 +149,18 @@ def wanted_of(role: str, tasks: Sequence[int]) -> list[Wanted]:
 
 
 def losses_by_task(
-    experiment: Experiment, role: str, criterion: Criterion, measured: Measured
+    experiment: Experiment,
+    role: str,
+    criterion: Criterion,
+    measured: Measured,
+    tasks: Sequence[int] = (),
 ) -> ByTask | None:
-    """Return a metric's losses on a text of the tasks that count; None if it cannot prune one."""
+    """Return a metric's losses on a text of some tasks, of all that count if none is named.
+
+    None if it cannot prune one of them.
+    """
     losses = [measured.get((task, role, criterion)) or [] for task in range(len(experiment.tasks))]
-    return losses if all(losses[task] for task in experiment.tasks_of(role)) else None
+    return losses if all(losses[task] for task in tasks or experiment.tasks_of(role)) else None
 
 
 def baselines_on(task: int, role: str, measured: Measured) -> dict[str, list[float]]:

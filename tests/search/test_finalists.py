@@ -55,7 +55,10 @@ def judged(monkeypatch):
         monkeypatch.setattr(finalists, "scale_of", lambda *_: scale(models))
         places = list(range(len(models)))
         experiment = SimpleNamespace(
-            tasks=places, tasks_of=lambda role: places, breeder=SimpleNamespace(comparable=True)
+            tasks=places,
+            tasks_of=lambda role: places,
+            subject_of=[models.index(model) for model in models],
+            breeder=SimpleNamespace(comparable=True),
         )
         pool = SimpleNamespace(losses=losses, scale=scale(models))
         found = [record_of(i, text, 0.1, "model") for i, text in enumerate(texts)]
@@ -64,14 +67,14 @@ def judged(monkeypatch):
     return judged
 
 
-def costing(costs, unfit=()):
-    """The rises of metrics that cost so much on each model without a factor, beside 0.5."""
+def costing(costs, unfit=(), base=3.0):
+    """The rises of metrics that cost so much on each model without a factor, beside a base."""
 
     def rises(role, task, text):
         if (role, task) in unfit and not all(factor(x) in text for x in unfit[role, task]):
             return None
         missing = [cost[task] for x, cost in costs.items() if factor(x) not in text]
-        return [0.5 + sum(missing)] * 2
+        return [base + sum(missing)] * 2
 
     return rises
 
@@ -92,7 +95,24 @@ def test_the_winner_is_the_shortest_within_one_standard_error_of_the_best(judged
     assert [step["chosen"] for step in choice.path] == [False, False, True, False]
     assert choice.winner.name == "0-2"
     assert Metric.parse(choice.winner.record.criterion.text).terminals == set("WGX")
-    assert choice.winner.record.fitness == choice.winner.selection == pytest.approx(0.523)
+    assert choice.winner.record.fitness == choice.winner.selection == pytest.approx(3.023)
+
+
+def test_the_winner_is_at_most_two_percent_worse_than_the_best(judged):
+    choice = judged(costing(COSTS, base=0.5), product("XVH"))  # where 0.023 is 4.6%
+    assert choice.winner.name == "0"
+
+
+def test_one_task_of_each_model_says_what_goes_first(judged):
+    asked = []
+
+    def rises(role, task, text):
+        asked.append((role, task, text))
+        return [2.0, 2.0]
+
+    judged(rises, product("XV"), models=("a", "b", "a"))
+    without = [(role, task) for role, task, text in asked if text == product("X")]
+    assert without == [("selection", 0), ("selection", 1)]
 
 
 def test_standings_have_all_that_were_measured_by_the_mean_of_both_texts(judged):
@@ -187,7 +207,7 @@ def test_a_winner_is_only_replaced_by_one_that_is_as_good(judged):
     assert judged(costing(costs), *texts).winner.factors == 3
     was = before(product("XVH"))
     choice = judged(costing(costs | {"H": (0.01, 0.01)}), *texts, before=was)
-    assert choice.winner.name == "9-1" and choice.winner.fitness == pytest.approx(0.5)
+    assert choice.winner.name == "9-1" and choice.winner.fitness == pytest.approx(3.0)
     assert "9-1" in {row["name"] for row in choice.standings}
 
 
