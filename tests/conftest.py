@@ -50,7 +50,6 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model_copy(tiny_llama_dir: Path, tmp_path: Path) -> Path:
-    """A copy of `tiny_llama_dir` that a test may change."""
     return Path(shutil.copytree(tiny_llama_dir, tmp_path / "model"))
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks in a small form; `soak.py` is in a file of its own."""
+"""Benchmarks in a small form."""
 
 import pytest
 from search_process import figures_of
@@ -26,3 +26,12 @@ def test_the_first_hour_on_a_gpu_runs_to_its_end_on_the_stand_in(tmp_path):
     assert written["card"] == "NO GPU: a stand-in, on the CPU"
     checks = [row["ok"] for row in written["rows"]]
     assert False not in checks and checks.count(True) >= 5  # more where real models are built
+
+
+def test_search_under_many_faults_ends_as_without_them(tmp_path):
+    options = ("--candidates=60", "--seed=1", "--pause=1", "--minutes=10")
+    found = figures_of("soak.py", tmp_path, *options, timeout=1800)
+    assert found["journal_identical"]
+    assert (found["lost"], found["workers_left"]) == (0, 0)
+    kinds = {"worker killed", "worker stopped", "node removed", "driver killed"}
+    assert set(found["faults"]) >= kinds

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import search_process
-from report_run import STATUS, records_of, write_run
 
 from prunevolve import run_prune
 from prunevolve.command_line import NOTHING_WRITTEN, check_interrupt, interruptible
 from prunevolve.search import command as run_search
+from prunevolve.search.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -24,7 +24,6 @@ PRUNE = ("run_prune.py", "--model", "embedded", "--metric", "wanda", "--out", "o
 
 
 def launched(script, *words, folder=ROOT, **environment):
-    """Run a script, or lines of Python after -c, in a process of its own."""
     path = f"{folder}{os.pathsep}{ROOT}"
     settings = os.environ | {"COLUMNS": "100", "PYTHONPATH": path} | environment
     command = [sys.executable, script if script == "-c" else str(ROOT / script), *words]
@@ -32,7 +31,6 @@ def launched(script, *words, folder=ROOT, **environment):
 
 
 def run_without(libraries, script, *words, folder=ROOT):
-    """Run a script where whatever imports one of some libraries fails."""
     begin = f"import sys; sys.modules.update(dict.fromkeys({libraries.split()}))"
     start = f"from prunevolve import {script}; {script}.main()"
     return launched("-c", f"{begin}; {start}", *words, folder=folder)
@@ -57,12 +55,25 @@ def test_search_without_its_libraries_ends_at_once_with_the_way_out(tmp_path, mi
     assert not any(tmp_path.iterdir())
 
 
+STATUS = {
+    **{"state": "running", "written": "now", "of": 9, "per_hour": 3600.0},
+    "workers": {"ready": 2, "busy": 1, "starting": 0},
+    **{"faults": {"lost": 3}, "trouble": "lost: it ended"},
+    "best": {"metric": "mul(W, X)", "group": "row", "fitness": 0.9},
+}
+
+
 def test_status_is_shown_without_the_libraries_of_a_search(tmp_path):
-    with closing(write_run(tmp_path / "run", records_of(6))) as folder:
-        folder.write_json("status.json", {**STATUS, "state": "running", "written": "now", "of": 9})
+    with closing(RunFolder.create(tmp_path / "run")) as folder:
+        folder.write_text("config.yaml", "")
+        folder.write_json("status.json", STATUS)
     run = run_without("deap ray", "run_search", "--status", "run", folder=tmp_path)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith("run: stopped while running; resume with ")
+    assert run.stdout.splitlines()[-2:] == [
+        "workers: 2 ready, 1 busy, 0 starting; 3600 candidates an hour",
+        "faults: 3 lost; the last: lost: it ended",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -113,17 +124,6 @@ def test_interruptible_lets_nohup_ignore_a_closed_terminal():
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, own)
-
-
-@pytest.mark.slow
-def test_signals_are_heard_by_tests_that_start_where_they_are_ignored():
-    ignoring = "; ".join(f"signal.signal({int(n)}, signal.SIG_IGN)" for n in NUMBERS[::2])
-    names = "interruptible_raises or (signal_while_torch and words1)"
-    tests = ["-q", "-p", "no:cacheprovider", __file__, "-k", names]
-    run = launched(
-        "-c", f"import signal, pytest; {ignoring}; raise SystemExit(pytest.main({tests}))"
-    )
-    assert (run.returncode, run.stdout[:6]) == (0, "......"), run.stdout
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -1,18 +1,17 @@
 """What the documents name exists, and what is generated is what the code makes."""
 
-import copy
+import os
 import re
 import runpy
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
-import torch
-from doc_examples import blocks_of
-from toy_models import toy_model, weights_of
+import search_process
+from doc_examples import PLACED, blocks_of, put_in
 
-from prunevolve import prune
 from prunevolve.configs.schema import Config
-from prunevolve.pruning.models import FAMILIES
 from prunevolve.pruning.run.options import Request
 
 ROOT = Path(__file__).parents[1]
@@ -83,30 +82,19 @@ def test_links_lead_to_files_and_headings(document):
             assert anchor in anchors, target
 
 
-def test_readme_says_what_the_two_real_models_are():
-    made = text_of("scripts/make_model.py")
-    for what in ("SmolLM2-135M-Instruct", "Gemma-3-270M", "Q4_1", "Q4_K_M"):
-        assert what in text_of("README.md") and what.lower() in made.lower()
-
-
-def test_apply_names_the_models_that_are_supported_and_the_transformers():
-    (line,) = [x for x in text_of("docs/APPLY.md").splitlines() if x.startswith("**Models**")]
-    named, _, by = line.partition(", by ")
-    words = re.findall(r"\b[a-z]+\d?(?:_text)?\b", named.partition(" is ")[2])
-    assert {*words} - {"or"} == {*FAMILIES}
-    assert '"transformers>=5.6,<6"' in text_of("pyproject.toml")
-    assert by.startswith("transformers 5.6 or later of version 5.")
-
-
-def test_zeros_are_set_again_as_apply_says():
-    pruned = toy_model("llama")
-    prune(pruned, "magnitude", sparsity=0.5)
-    merged = copy.deepcopy(pruned)
-    with torch.no_grad():
-        for weight in merged.parameters():
-            weight += 0.01
-    (block,) = (x for x in blocks_of(ROOT / "docs/APPLY.md") if "merged" in x)
-    exec(block, {"merged": merged, "pruned": pruned})
-    layers = weights_of(pruned)
-    for name, weight in weights_of(merged).items():
-        assert torch.equal(weight == 0, layers[name] == 0)
+@pytest.mark.slow
+def test_recipes_of_extending_add_what_works(tmp_path):
+    root, page = tmp_path / "extended", ROOT / "docs/EXTENDING.md"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for folder in ("configs", "docs", "evaluation", "prunevolve", "pruning", "search"):
+        shutil.copytree(ROOT / folder, root / folder, symlinks=True, ignore=ignored)
+    shutil.copytree(ROOT / "tests/helpers", root / "tests/helpers", ignore=ignored)
+    for module in ROOT.glob("*.py"):
+        shutil.copy(module, root)
+    for block in blocks_of(page):
+        if PLACED.match(block):  # it says where
+            put_in(root, block)
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests/helpers'}"}
+    command = [sys.executable, "tests/helpers/doc_examples.py", str(page)]
+    done = search_process.run(command, cwd=root, env=environment)
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr

@@ -34,7 +34,6 @@ def refused(monkeypatch, tmp_path):
 
 @pytest.fixture
 def refused_model(refused, model_copy, tmp_path):
-    """Let a script --validate with the model and return its line."""
     small = ("--samples", 2, "--seqlen", 16, "--eval-windows", 2, "--out", tmp_path / "out")
     words = ("--model", model_copy, "--metric", "wanda", *small, "--validate")
     return lambda: refused(run_prune, *words)

@@ -15,15 +15,12 @@ from filelock import FileLock
 from toy_models import change_json, change_weights, tensors_of, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prunevolve import run_prune
+from prunevolve import collect_statistics, prune, run_prune
 from prunevolve.evaluation.windows import Text
 from prunevolve.pruning import checkpoint, memory, statistics, store
 from prunevolve.pruning.baselines import NAMED
-from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_model
-from prunevolve.pruning.passes import Procedure
-from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.run import command
 from prunevolve.pruning.run.job import ONE_KIND
 from prunevolve.pruning.run.options import read_recipe
@@ -72,17 +69,20 @@ def paper(folder: Path, name: str) -> dict:
     return json.loads((folder / f"pruning_{name}.json").read_text())
 
 
-def test_run_prune_two_of_four_reloads_tied_with_the_reported_perplexity(prune_small, tmp_path):
+def test_run_prune_two_of_four_reloads_tied_with_the_reported_perplexity(
+    prune_small, tiny_llama_dir, tmp_path
+):
     out, _ = prune_small(pattern="2:4")
     report = paper(tmp_path / "out", "report")
-    for name in ("dense", "pruned"):
-        assert f"{report[f'{name}_perplexity']:.4f}" in out
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     windows = Text("embedded", "report[:9%]", 4, 16).cut(tokenizer).tokens
-    with torch.no_grad():
-        losses = [model(input_ids=ids[None], labels=ids[None]).loss for ids in windows]
-    assert torch.stack(losses).mean().exp().item() == pytest.approx(report["pruned_perplexity"])
+    for name, folder in (("dense", tiny_llama_dir), ("pruned", tmp_path / "out")):
+        assert f"{report[f'{name}_perplexity']:.4f}" in out
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            losses = [model(input_ids=ids[None], labels=ids[None]).loss for ids in windows]
+        expected = torch.stack(losses).mean().exp().item()
+        assert report[f"{name}_perplexity"] == pytest.approx(expected)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     for layer in linear_layers(model).values():
         assert ((layer.weight.view(-1, 4) == 0).sum(1) == 2).all()
@@ -227,13 +227,8 @@ def test_pruning_of_a_pruned_model_says_that_zeros_add_up(prune_small, tmp_path)
     prune_small(metric="magnitude", sparsity=0.6)
     again = {"model": tmp_path / "out", "metric": "mul(neg(W), sqrt(X))", "sparsity": 0.6}
     _, err = prune_small(**again, out=tmp_path / "again")
-    assert (
-        "plan: the model is a result of pruning: its zeros stay, and count among those asked" in err
-    )
-    prune_small(**(again | {"metric": "magnitude"}), out=tmp_path / "same")
-    assert not any("some before" in line for line in paper(tmp_path / "same", "report")["warnings"])
-    warned = [x for x in paper(tmp_path / "again", "report")["warnings"] if "some before" in x]
-    (line,) = warned
+    assert "plan: the model is a result of pruning: its zeros stay, and count among" in err
+    (line,) = [x for x in paper(tmp_path / "again", "report")["warnings"] if "some before" in x]
     assert line.endswith("% zeros where 60.0% were asked for: the model had some before")
 
 
@@ -256,21 +251,11 @@ def test_run_prune_reads_no_calibration_text_for_a_metric_of_weights(prune_small
     assert "calibrat" not in err
 
 
-@pytest.mark.parametrize(
-    ("options", "windows", "length"),
-    [
-        ({}, 32, 64),  # the model's context
-        # 100 bytes are 12 windows of 8 tokens.
-        ({"eval_windows": "all", "eval_corpus": "own.txt", "seqlen": 8}, 12, 8),
-    ],
-)
-def test_windows_are_as_many_as_fit(
-    tiny_llama_dir, tmp_path, monkeypatch, options, windows, length
-):
-    monkeypatch.chdir(tmp_path)
+def test_windows_are_as_many_as_fit_and_as_long_as_the_context(tiny_llama_dir, tmp_path):
+    assert ", 32 windows of 64 = 2048 tokens" in call(evaluate=tiny_llama_dir)[0]
     (tmp_path / "own.txt").write_text("0123456789" * 10)
-    out, _ = call(evaluate=tiny_llama_dir, **options)
-    assert f", {windows} windows of {length} = {windows * length} tokens" in out
+    own = {"eval_windows": "all", "eval_corpus": tmp_path / "own.txt", "seqlen": 8}
+    assert ", 12 windows of 8 = 96 tokens" in call(evaluate=tiny_llama_dir, **own)[0]
 
 
 def test_run_prune_warns_of_one_kind_of_text_and_where_evaluation_overlaps(prune_small, tmp_path):
@@ -285,25 +270,18 @@ def test_run_prune_warns_of_one_kind_of_text_and_where_evaluation_overlaps(prune
     assert "warning" not in err
 
 
-@pytest.mark.parametrize(
-    ("method", "backward"),
-    [
-        ({"metric": "wanda", "update": "sparsegpt"}, False),
-        ({"metric": "snip"}, True),
-        ({"metric": "wanda", "update": "reconstruct"}, True),
-    ],
-)
+@pytest.mark.parametrize("update", ["sparsegpt", "reconstruct"])
 def test_plan_says_why_passes_with_gradients_are_not_in_float16(
-    monkeypatch, prune_small, model_copy, method, backward
+    monkeypatch, prune_small, model_copy, update
 ):
     for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
         monkeypatch.setattr(torch.ops.mkldnn, name, lambda: True)
     change_json(model_copy / "config.json", dtype="float16")
-    out, _ = prune_small(model=model_copy, validate=True, **method)
+    backward, method = update == "reconstruct", {"model": model_copy, "update": update}
+    out, _ = prune_small(**method, validate=True)
     why = "plan: computing in bfloat16, since float16 is too narrow for gradients; files"
     assert (why in out) == backward
-    assert f" ({'bfloat16' if backward else 'float16'}, cpu) by " in out
-    _, err = prune_small(model=model_copy, validate=True, dtype="float16", **method)
+    _, err = prune_small(**method, validate=True, dtype="float16")
     assert ("warning: small gradients are lost in float16" in err) == backward
 
 
@@ -325,16 +303,8 @@ def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tm
     for name in ("dense", "pruned"):
         both = math.sqrt(math.prod(text[name] for text in by_text.values()))
         assert report[f"{name}_perplexity"] == pytest.approx(both)
-        error = f"{report[f'{name}_perplexity_standard_error']:.4f}"
-        assert f"{name} perplexity {report[f'{name}_perplexity']:.4f} ± {error} (" in out.replace(
-            "  ", " "
-        )
-    of_selection = by_text["selection"]
-    dense, pruned = (
-        f"{of_selection[name]:.4f} ± {of_selection[f'{name}_standard_error']:.4f}"
-        for name in ("dense", "pruned")
-    )
-    assert f"  of embedded, split selection: dense {dense}, pruned {pruned}" in out.splitlines()
+    dense = by_text["selection"]["dense"]
+    assert f"\n  of embedded, split selection: dense {dense:.4f} ± " in out
 
 
 def test_run_prune_warns_of_special_tokens(prune_small, model_copy, tmp_path):
@@ -433,11 +403,9 @@ def test_damping_that_grows_is_in_the_report_and_told_once(prune_small, tmp_path
     _, err = prune_small(metric="sparsegpt", samples=1, seqlen=8)
     report = paper(tmp_path / "out", "report")
     layer, times = max(report["damping"].items(), key=lambda item: item[1])
-    assert set(report["damping"].values()) <= {1, 2, 3}
     (line,) = [line for line in report["warnings"] if "damping" in line]
     told = f"the damping of {len(report['damping'])} Gram matrices grew tenfold, for layer {layer} "
-    assert line.startswith(f"{told}{times} times")
-    assert err.count("the damping of") == 1 and err.count(line) == 1
+    assert line.startswith(f"{told}{times} times") and err.count(line) == 1
 
 
 def test_gram_matrix_without_a_factor_is_named_with_its_layer(prune_small, monkeypatch):
@@ -449,8 +417,6 @@ def test_gram_matrix_without_a_factor_is_named_with_its_layer(prune_small, monke
 
 @pytest.fixture
 def undisturbed(prune_small, tmp_path):
-    """Prune without a disturbance, once for the module, and return the checksums."""
-
     def checksums(**options):
         key = tuple(options.items())
         if key not in KNOWN:
@@ -472,8 +438,6 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def at_shard(monkeypatch):
-    """Let something happen in place of the n-th shard, or offloaded tensor, once."""
-
     def patch(number, act, module=store):
         written, write = [], module.write_tensors
 
@@ -494,7 +458,6 @@ def interrupt() -> None:
 
 @pytest.fixture
 def unfinished(prune_small, at_shard, tmp_path):
-    """Interrupt a run at its second shard; returns the folder."""
     at_shard(2, interrupt)
     prune_small(code=3)
     while list(tmp_path.rglob("*.tmp")):  # the thread that writes ends after the run here
@@ -508,6 +471,11 @@ def test_least_memory_gives_the_same_files(tight, undisturbed, tmp_path, way):
     _, err = tight(**METHODS[way])
     assert "plan: streamed, one block at a time" in err
     assert checksums_of(tmp_path / "out") == expected
+    report = paper(tmp_path / "out", "report")
+    for name, of in (("dense", paper(tmp_path / "out", "recipe")["model"]), ("pruned", "out")):
+        given = {"evaluate": tmp_path / of, "seqlen": 16, "eval_windows": 4, **SHORT[1]}
+        told = json.loads(call(**given, dtype="float32", json=True)[0])
+        assert report[f"{name}_perplexity"] == told["perplexity"]
 
 
 @pytest.mark.parametrize("way", METHODS)
@@ -659,7 +627,6 @@ def test_fault_in_a_late_block_keeps_the_finished_shards(
 
 @pytest.fixture
 def steps_back(monkeypatch):
-    """Count the steps of all windows' gradients back through a block."""
     steps, step = [], Stream.backward
 
     def counted(*arguments):
@@ -674,7 +641,6 @@ def test_statistics_are_kept_and_reused(prune_small, undisturbed, steps_back, tm
     options = {"metric": "snip", "group": "row"}
     expected = undisturbed(**options)
     steps_back.clear()
-    (tmp_path / "file").touch()
     kept = tmp_path / "kept"
     prune_small(**options, statistics=kept)
     assert len(steps_back) == 2  # blocks
@@ -684,8 +650,6 @@ def test_statistics_are_kept_and_reused(prune_small, undisturbed, steps_back, tm
     assert len(steps_back) == 2
     assert contents_of(kept) == before
     assert checksums_of(tmp_path / "out") == checksums_of(tmp_path / "again") == expected
-    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
-    assert modes == {(tmp_path / "file").stat().st_mode}  # as the umask says
 
 
 def test_kept_statistics_are_added_to_and_refused_to_another_text(
@@ -709,9 +673,8 @@ def test_kept_statistics_are_added_to_and_refused_to_another_text(
 @pytest.fixture
 def gradients(tiny_llama_dir):
     """G of the tiny LLaMA by layer, on windows of our own, in fp16 as the release saves it."""
-    resident = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
     windows = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
-    found = collect(resident, windows, frozenset("G"))
+    found = collect_statistics(load_model(str(tiny_llama_dir), "float32"), "G", windows)
     return {key.removeprefix("G/"): G.half() for key, G in found.items()}
 
 
@@ -727,23 +690,17 @@ def test_run_prune_reads_the_gradients_that_the_release_saved(
     torch.save({release_key(name): G for name, G in gradients.items()}, tmp_path / "g.pth")
     prune_small(metric="gblm", statistics=tmp_path / "g.pth")
     assert steps_back == []
-    resident = ResidentStore(load_model(str(tiny_llama_dir), "float32"))
-    recipe = paper(tmp_path / "out", "recipe")
+    model = load_model(str(tiny_llama_dir), "float32")
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
     windows = Text("embedded", "calibration[:9%]", 3, 16, 0).cut(tokenizer).tokens
-    found = collect(resident, windows, frozenset("X"))
-    found |= {f"G/{name}": G.float() for name, G in gradients.items()}
-    target = Target(0.5, group_of(recipe["group"]))
-    request = Procedure(Metric.parse(recipe["metric"]), target)
-    prune(resident, request, {"calibration": windows}, statistics=found)
+    found = {f"G/{name}": G.float() for name, G in gradients.items()}
+    prune(model, "gblm", statistics=found | collect_statistics(model, "X", windows))
     written = tensors_of(tmp_path / "out")
-    for name, weight in weights_of(resident.model).items():
+    for name, weight in weights_of(model).items():
         assert torch.equal(written[f"{name}.weight"], weight), name
 
 
 class Trap:
-    """Leaves a trace where it is unpickled."""
-
     def __reduce__(self):
         return Path.touch, (Path("sprung"),)
 
@@ -777,7 +734,6 @@ def started(out: Path, *flags: str) -> subprocess.Popen[str]:
 
 
 def stopped_when(process: subprocess.Popen[str], path: Path, number: signal.Signals) -> int:
-    """Send a signal as soon as a file is there; return the exit code."""
     search_process.wait_until(path.exists, process)
     process.send_signal(number)
     return process.wait(timeout=60)

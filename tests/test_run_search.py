@@ -1,6 +1,7 @@
 """A whole search on the embedded model, in this process: its files, its table, its exit codes."""
 
 import json
+import re
 import shutil
 from contextlib import closing
 
@@ -14,12 +15,11 @@ from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.models import load_model
-from prunevolve.pruning.parse import named_metric, read_tree, resolve_metric
+from prunevolve.pruning.parse import named_metric, resolve_metric
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.search import command as run_search
-from prunevolve.search.breeding.product import factors_of
 from prunevolve.search.breeding.variation import read_seeds
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import resolve
@@ -48,7 +48,6 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_two_tasks(finished, tmp_path_factory):
-    """A run on two tasks that began with another run's metrics, and what it printed."""
     folder = tmp_path_factory.mktemp("two-tasks")
     shutil.copytree(finished, folder / "another")
     tasks = "tasks=[{pattern: 2:4, weight: 3}, {sparsity: 0.5}]"
@@ -59,7 +58,6 @@ def on_two_tasks(finished, tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of `finished` that a test may change."""
     return shutil.copytree(finished, tmp_path / "run")
 
 
@@ -71,34 +69,15 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_journal_and_timings_have_a_line_a_candidate_with_the_agreed_keys(finished):
+def test_journal_and_timings_have_a_line_a_candidate(finished):
     lines, timings = (lines_of(finished / name) for name in ("journal.jsonl", "timings.jsonl"))
     assert len(lines) == 16
     assert {line["outcome"] for line in lines} >= {"evaluated", "duplicate"}
     for index, (line, timing) in enumerate(zip(lines, timings, strict=True)):
         assert line["index"] == timing["index"] == index
-        assert list(line) == [
-            *("index", "metric", "group", "outcome", "fitness", "fingerprint", "tokens"),
-            *("parents", "reason", "estimate", "rises", "tuned", "numbers"),
-        ]
         assert (line["fitness"] is None) == (line["outcome"] != "evaluated")
         measured = line["outcome"] in ("evaluated", "stopped")
         assert (timing.get("seconds", 0) > 0) == (timing.get("worker") == 1) == measured
-
-
-def test_best_metric_is_one_of_the_evaluated_and_can_be_applied(finished):
-    best = read(finished / "best_metric.json")
-    assert set(best) == {
-        *("schema", "metric", "tree", "group", "leaves", "fitness", "size", "provenance")
-    }
-    assert read_tree(best["tree"]).text == best["metric"]
-    found, _ = resolve_metric(str(finished / "best_metric.json"))
-    assert found == Criterion.parse(best["metric"], best["group"])
-    assert (best["metric"], best["group"], best["fitness"]) in [
-        (line["metric"], line["group"], line["fitness"])
-        for line in lines_of(finished / "journal.jsonl")
-        if line["outcome"] == "evaluated"
-    ]
 
 
 def test_summary_measures_dense_baselines_and_best_on_each_task_and_the_end_shows_it(on_two_tasks):
@@ -106,13 +85,9 @@ def test_summary_measures_dense_baselines_and_best_on_each_task_and_the_end_show
     summary = read(out / "summary.json")
     tasks = summary["tasks"]
     assert sum(summary["outcomes"].values()) == summary["candidates"] == 16
-    assert summary.items() >= {key: tasks[0][key] for key in ("dense", "baselines")}.items()
-    assert summary["best"].items() >= tasks[0]["best"].items()
     named = [(task["name"], task["pattern"], repr(task["weight"])) for task in tasks]
     # An integer weight would become a float when a resume reads the config back.
     assert named == [("embedded 2:4", "2:4", "3.0"), ("embedded 50%", "unstructured", "1.0")]
-    provenance = read(out / "best_metric.json")["provenance"]["tasks"]
-    assert [(one["name"], one["pattern"], repr(one["weight"])) for one in provenance] == named
     page = (out / "report.html").read_text(encoding="utf-8")
     # The first is what the result is applied to.
     assert "<span>--pattern</span> 2:4 <span>--corpus</span>" in page
@@ -123,12 +98,41 @@ def test_summary_measures_dense_baselines_and_best_on_each_task_and_the_end_show
         assert (cell["text"], cell["dense"]) == ("embedded", task["dense"])
         assert cell["named_perplexity"] == min(task["baselines"].values())
         assert cell["perplexity"] == pytest.approx(task["best"]["perplexity"])
-        assert f"{cell['relative_rise']:.3f}" in printed
-        assert f"{cell['relative_rise']:.3f}" in page
+        rise = f"{cell['relative_rise']:.3f}"
+        assert rise in printed and rise in page
     two_of_four, half = tasks
     assert half["dense"] == two_of_four["dense"]
     assert half["best"] != two_of_four["best"]
     assert half["baselines"]["wanda"] != two_of_four["baselines"]["wanda"]
+
+
+def test_report_is_made_again_of_the_files_alone_and_has_their_figures(on_two_tasks, call):
+    run, _ = on_two_tasks
+    page, chart = (run / "report.html").read_text(), (run / "fitness.svg").read_text()
+    call("--report", run)
+    assert (run / "report.html").read_text() == page
+    assert (run / "fitness.svg").read_text() == chart and "<dc:date>" not in chart
+    summary = read(run / "summary.json")
+    for task in summary["tasks"]:
+        for perplexity in (task["dense"], task["best"]["perplexity"], *task["baselines"].values()):
+            assert f"<td>{perplexity:.2f}</td>" in page
+    metric = Metric.parse(summary["best"]["metric"])
+    assert f'<p class="formula">{metric}</p>' in page and summary["verdict"] in page
+    assert f"<span>--metric</span> {run / 'best_metric.json'}" in page
+    assert page.count(">W · G<") == 1  # of snip; further tables have its name
+
+
+def test_report_fetches_nothing(finished):
+    page = (finished / "report.html").read_text()
+    places = re.findall(r'\b(?:src|srcset|href)="([^"]*)"', page)
+    assert len(places) >= 3 and all(place.startswith(("data:", "#")) for place in places)
+    assert not re.search(r"url\(|@import|<link|<script", page)
+
+
+def test_report_of_a_damaged_summary_is_refused(run, call):
+    (run / "summary.json").write_text('{"tasks": [], "best": {}}')
+    _, err = call("--report", run, code=4)
+    assert "summary.json lacks candidates, path, selection, verdict_kind" in err
 
 
 def test_winner_is_the_best_on_the_selection_texts(finished, on_two_tasks):
@@ -169,10 +173,6 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(tiny_llama_dir
     assert best["provenance"]["candidate"] == winner["name"]
     assert summary["best"]["metric"] == best["metric"] == winner["metric"]
     assert summary["best"]["fitness"] == best["fitness"] == winner["fitness"]
-    index, _, left_out = winner["name"].partition("-")
-    before = factors_of(Metric.parse(lines[int(index)]["metric"]))
-    assert winner["factors"] == len(before) - int(left_out or 0)
-    assert all(step["name"].partition("-")[0] == index for step in summary["path"])
     tokens = resolve(schema.load(run / "config.yaml", [])).read_texts().subjects[1].tokens
 
     def rise(criterion):
@@ -195,8 +195,8 @@ def test_winner_that_cannot_prune_the_unseen_model_is_told_and_measured_where_it
         weights.update({name: t.sign() / 8 for name, t in weights.items() if "proj" in name})
 
     change_weights(model_copy, level)
-    run = tmp_path / "run"
-    few = ["search.candidates=1", "search.seeds=['W']", f"selection.model={model_copy}"]
+    run, model = tmp_path / "run", model_copy.rename(tmp_path / "<b>model")
+    few = ["search.candidates=1", "search.seeds=['W']", f"selection.model={model}"]
     printed, _ = search(run, *few)
     assert "no finalist can prune all models of the selection: the fittest is taken\n" in printed
     summary = read(run / "summary.json")
@@ -204,12 +204,11 @@ def test_winner_that_cannot_prune_the_unseen_model_is_told_and_measured_where_it
     assert seen["best"]["perplexity"] > seen["dense"]
     assert (other["best"]["perplexity"], other["by_text"][0]["relative_rise"]) == (None, None)
     assert other["baselines"]["wanda"] > 0 and "magnitude" not in other["baselines"]
-    assert other["behind_best"]["wanda"] == {"nats": None, "standard_error": None}
     assert (summary["selection"], summary["best"]["metric"]) == ([], "W")
-    assert summary["verdict"].endswith(" It cannot prune model 60%.")
-    page = " ".join((run / "report.html").read_text().split())
-    assert '<p class="verdict worse">' in page and "<td>none</td>" in page
+    assert summary["verdict"].endswith(" It cannot prune <b>model 60%.")
+    page = (run / "report.html").read_text()
     assert "Cannot prune the model, which " in page
+    assert "&lt;b&gt;model" in page and "<b>" not in page
     before = (run / "summary.json").read_bytes()
     (run / "summary.json").unlink()
     call("--resume", run)
@@ -234,10 +233,7 @@ def test_status_tells_where_a_finished_run_stands(finished, call):
     best = min((x for x in lines if x["fitness"] is not None), key=lambda x: x["fitness"])
     assert "candidates: 16/16\n" in out
     assert f"best: {best['metric']}, group {best['group']}\n" in out
-    status = read(finished / "status.json")
-    assert (status["candidates"], status["of"]) == (16, 16)
-    assert status["best"]["fitness"] == best["fitness"]
-    assert sum(status["outcomes"].values()) == 16
+    assert sum(read(finished / "status.json")["outcomes"].values()) == 16
 
 
 def test_status_of_a_killed_run_says_how_to_resume_and_counts_its_journal(run, call):
@@ -407,8 +403,6 @@ def test_extended_primitives_collect_their_statistics_and_breed_from_them(tmp_pa
         assert {key.partition("/")[0] for key in tensors.keys()} == set("BGHMVX")  # noqa: SIM118
     lines = lines_of(tmp_path / "run/journal.jsonl")
     assert [line["outcome"] for line in lines[:3]] == ["evaluated"] * 3
-    named = set().union(*(Metric.parse(line["metric"]).terminals for line in lines))
-    assert named & {"V", "B"}
     assert not any("is None: pass it" in line["reason"] for line in lines)
 
 

@@ -1,6 +1,7 @@
-"""The wheel, installed in an environment of its own, beside a user's files."""
+"""The wheel in an environment of its own, and the lowest transformers that may be installed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,17 +27,6 @@ pytestmark = [
     ),
 ]
 
-PROGRAM = """
-import prunevolve
-import prunevolve.search.evolution
-import search
-
-metric = prunevolve.Metric.parse("W")
-model = prunevolve.load_model("embedded", "float32", "cpu")
-report = prunevolve.prune(model, metric, sparsity=0.6)
-evolution = prunevolve.search.evolution.Evolution
-print(search.NAME, report.sparsity > 0, evolution.__name__)
-"""
 
 SMALL = ["ray.workers=1", "search.candidates=4", "search.population=4", "search.stages=[1]"]
 SMALL += ["search.lag=2", *small(2)]
@@ -54,7 +44,6 @@ OFFLINE = ("--no-deps", "--no-index")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Build the wheel from a copy."""
     folder = tmp_path_factory.mktemp("wheel")
     ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "models", "runs", "*.egg-info")
     shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=ignored)
@@ -65,7 +54,6 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel):
-    """Install the wheel; returns the environment's programs."""
     venv.create(wheel.parent / "env", with_pip=False)
     programs = wheel.parent / "env" / "bin"
     done(*PIP, "--python", programs / "python", "install", *OFFLINE, wheel)
@@ -84,17 +72,11 @@ def test_wheel_holds_all_files_of_the_packages(wheel):
             assert f"prunevolve/{path.relative_to(ROOT)}" in held
 
 
-@pytest.fixture
-def project(tmp_path):
-    """A user's project, whose folders have the names of ours."""
+def test_commands_run_where_folders_have_our_names(installed, tmp_path):
     for name in PACKAGES:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(f'NAME = "the user\'s {name}"\n')
-    return tmp_path
-
-
-def test_commands_run_where_folders_have_our_names(installed, project):
-    here = {"cwd": project, "env": os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}}
+        (tmp_path / name / "__init__.py").touch()
+    here = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}}
     changes = [word for change in SMALL for word in ("--set", change)]
     printed = done(installed / "prunevolve-search", "--out", "run", *changes, **here)
     assert "search on with prunevolve-search --resume run --set " in printed
@@ -104,7 +86,16 @@ def test_commands_run_where_folders_have_our_names(installed, project):
     assert "\nverify: prunevolve-prune --verify pruned\n" in printed
 
 
-def test_a_users_package_named_search_and_ours_are_both_had(installed, project):
-    (project / "program.py").write_text(PROGRAM)
-    printed = done(installed / "python", "program.py", cwd=project)
-    assert printed.splitlines()[-1] == "the user's search True Evolution"
+def test_models_of_every_family_are_pruned_with_the_lowest_transformers(tmp_path):
+    (version,) = re.findall(r'"transformers>=([\d.]+),', (ROOT / "pyproject.toml").read_text())
+    command = (*PIP, "install", "--target", str(tmp_path), f"transformers=={version}")
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        pytest.skip(f"transformers {version} cannot be installed here: {run.stderr[-200:]}")
+    here = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}}
+    show = "import transformers; print(transformers.__version__)"
+    assert done(sys.executable, "-c", show, **here).startswith(version)
+    # Some of the names that these use are private ones of transformers.
+    files = ("test_attention.py", "test_models.py", "test_store.py", "run/test_result.py")
+    tests = [f"tests/pruning/{name}" for name in files]
+    done(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, **here)

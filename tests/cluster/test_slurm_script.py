@@ -1,8 +1,4 @@
-"""`cluster/slurm.sh`, with stubs for Slurm's commands, Ray's and the search.
-
-The stubs write what they are called with into a file; the search's stub ends with the code that the
-test asks for, or with 3 when SIGTERM reaches it, as run_search.py does.
-"""
+"""`cluster/slurm.sh`, with stubs for the commands that it calls, which log what they are given."""
 
 import os
 import re
@@ -39,7 +35,6 @@ SLURM = {
 
 @pytest.fixture
 def start(tmp_path):
-    """A function that starts the script as Slurm would and returns the process."""
     for name, body in STUBS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)

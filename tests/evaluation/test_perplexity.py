@@ -47,11 +47,6 @@ def test_as_many_windows_pass_at_a_time_as_their_tokens_allow(family, monkeypatc
     assert passed == [2, 1, 1, 1, 1]
 
 
-def test_perplexity_is_exp_of_the_mean_loss_not_the_mean_of_perplexities():
-    # Losses ln 2 and ln 8 have the mean ln 4; the mean of 2 and 8 would be 5.
-    assert perplexity(torch.tensor([math.log(2), math.log(8)]).double()) == pytest.approx(4)
-
-
 def test_error_of_a_perplexity_is_that_of_the_mean_loss_times_the_perplexity():
     # Of 1, 2 and 3 the mean is 2 and the standard deviation 1.
     losses = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)

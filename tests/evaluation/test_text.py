@@ -22,16 +22,6 @@ def test_slices_of_a_text_together_are_the_text(tmp_path, middle):
 
 
 @pytest.mark.parametrize(
-    ("text", "half"),
-    [("aaaaaa\nb\nc\n", "aaaaaa\n"), ("aaa bbb ccc", "aaa bbb")],
-)
-def test_slice_is_cut_at_the_next_line_or_else_between_words(tmp_path, text, half):
-    path = tmp_path / "text.txt"
-    path.write_text(text)
-    assert load_text(str(path), "[:50%]").rstrip(" ") == half
-
-
-@pytest.mark.parametrize(
     ("corpus", "split", "message"),
     [
         *[

@@ -1,22 +1,30 @@
 """Windows of one text, of single documents, and of several texts."""
 
 import hashlib
-import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
 from refusals import refusal
-from word_tokenizer import BOS, word_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
-from prunevolve.evaluation.windows import (
-    Text,
-    check_disjoint,
-    cut_all,
-    share_windows,
-    special_note,
-)
+from prunevolve.evaluation.windows import Text, check_disjoint, cut_all, share_windows
+
+BOS = 1000
+
+
+def word_tokenizer(bos=None, adds_bos=False, **settings) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of the words 0 to 999, which may have a bos and put it first."""
+    words = {str(number): number for number in range(BOS)} | ({bos: BOS} if bos else {})
+    backend = Tokenizer(models.WordLevel(words, unk_token="0"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if adds_bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, BOS)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, **settings)
+
 
 NUMBERS = " ".join(str(i) for i in range(100))  # 100 words, and the i-th word is token i
 
@@ -37,7 +45,6 @@ def windows_of(numbers):
 
 @pytest.fixture
 def halves(tmp_path):
-    """Two texts of 40 numbers each."""
     paths = [tmp_path / f"{name}.txt" for name in ("low", "high")]
     for path, first in zip(paths, (0, 60), strict=True):
         path.write_text(" ".join(str(number) for number in range(first, first + 40)))
@@ -98,40 +105,9 @@ def test_bos_needs_a_tokenizer_that_has_one(numbers):
     assert message.startswith("bos must be false for a tokenizer that has no bos")
 
 
-def documents_of(folder: Path, *lengths: int) -> str:
-    """Write a file of documents, each of numbers from 100 times its place on; return its path."""
-    path = folder / "documents.jsonl"
-    texts = [
-        " ".join(str(100 * place + word) for word in range(words))
-        for place, words in enumerate(lengths)
-    ]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return str(path)
-
-
-def test_windows_are_runs_of_documents_in_the_order_of_the_published_drawing(tmp_path):
-    # With bos they have 4, 8, 21, 9 and 31 tokens: a window of 8 needs more than 8.
-    lengths = [3, 7, 20, 8, 30]
-    text = Text(documents_of(tmp_path, *lengths), "all", 40, 8, seed=3, by_document=True)
-    cut = text.cut(word_tokenizer("<s>", adds_bos=True))
-
-    random.seed(3)
-    expected = []
-    while len(expected) < 40:
-        place = random.randint(0, 4)
-        if 1 + lengths[place] > 8:
-            start = random.randint(0, 1 + lengths[place] - 8 - 1)
-            ids = [BOS, *range(100 * place, 100 * place + lengths[place])]
-            expected.append(ids[start : start + 8])
-    assert cut.tokens.tolist() == expected
-    assert cut.tokens.dtype == torch.int64
-    assert {row[-1] // 100 for row in expected} == {2, 3, 4}
-    assert all(row[0] == BOS for row in expected if row[-1] // 100 == 3)
-    assert (cut.provenance["by_document"], cut.provenance["seed"]) == (True, 3)
-
-
 def test_documents_that_are_too_short_or_sliced_are_refused(tmp_path):
-    place = documents_of(tmp_path, 7, 2)
+    place = str(tmp_path / "documents.jsonl")
+    Path(place).write_text('{"text": "1 2 3 4 5 6 7"}\n{"text": "8 9"}\n')
     text = Text(place, "all", 4, 8, seed=0, by_document=True)
     message = refusal(text.cut, word_tokenizer("<s>", adds_bos=True))
     assert message == f"{place!r} has no document of over 8 tokens"
@@ -178,10 +154,3 @@ def test_overlapping_texts_are_described_by_pairs(numbers, monkeypatch):
         "fitness and report overlap: ptb train[:51%] and ptb train[50%:]",
         f"fitness and report overlap: {numbers} train and ./numbers.txt test",
     ]
-
-
-def test_special_tokens_are_told_by_share_and_name_bos_excepted():
-    tokenizer = word_tokenizer("<s>", unk_token="1", eos_token="2")
-    assert special_note(torch.tensor([[BOS, 3, 3, 3], [BOS, 3, 3, 3]]), tokenizer) is None
-    note = special_note(torch.tensor([[BOS, 1, 3, 1], [BOS, 3, 2, 3]]), tokenizer)
-    assert note and note.startswith("37.5% of the calibration tokens are special ones such as 1, ")

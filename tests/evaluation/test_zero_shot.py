@@ -4,7 +4,6 @@ import json
 import math
 import signal
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
@@ -63,14 +62,12 @@ FEW = ("--eval-windows", 2, "--seqlen", 64)
 
 
 def prune(out: Path, *words, code: int = 0) -> tuple[str, str]:
-    """Prune the embedded model by magnitude into a folder, measuring little but the tasks."""
     options = ("--model", "embedded", "--metric", "magnitude", *FEW)
     return started(run_prune, *options, "--out", out, *words, code=code)
 
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
-    """A pruned model's folder with what the run printed, and the task file."""
     folder = tmp_path_factory.mktemp("zero-shot")
     task = write_task(folder)
     out, _ = prune(folder / "out", "--zero-shot", task)
@@ -126,20 +123,6 @@ def test_zero_shot_evaluates_any_folder_without_examples_whatever_the_task_says(
     assert told["perplexity"] == pytest.approx(before["pruned_perplexity"])
     assert told["zero_shot"]["measured"]["results"] == before["zero_shot"]["pruned"]["results"]
     assert before["zero_shot"]["pruned"]["table"] in err
-
-
-def test_zero_shot_never_has_two_models_in_memory(tmp_path, monkeypatch):
-    loaded = []
-
-    def load(*place):
-        assert [model for model in loaded if model()] == []
-        model = load_model(*place)
-        loaded.append(weakref.ref(model))
-        return model
-
-    monkeypatch.setattr(command, "load_model", load)
-    prune(tmp_path / "out", "--zero-shot", write_task(tmp_path))
-    assert len(loaded) == 2
 
 
 def test_zero_shot_results_survive_an_interrupt(pruned, tmp_path, monkeypatch):

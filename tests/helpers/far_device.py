@@ -35,7 +35,6 @@ _coming: deque[tuple[int, Tensor, Tensor]] = deque()
 
 
 def _arrive(last: float = inf) -> None:
-    """Complete the copies up to a number."""
     while _coming and _coming[0][0] <= last:
         _, copy, values = _coming.popleft()
         copy.copy_(values)
@@ -45,11 +44,9 @@ class Event:
     """A point in the device's work, as `torch.cuda.Event`."""
 
     def record(self) -> None:
-        """Put it behind all copies so far."""
         self._last = next(_numbers)
 
     def synchronize(self) -> None:
-        """Wait until the device is there."""
         _arrive(self._last)
 
 

@@ -2,14 +2,12 @@
 
 Orders are files in a folder that both know: `hold-NAME`, `eat-NAME` and `break-NAME`, where a name
 is a method, or the index of a candidate; the last two are obeyed once. What a worker does is
-written down there, in `log`: the name, its process, and the MiB that it has for itself.
+written down there, in `log`: the name and its process.
 """
 
 import os
 import time
 from pathlib import Path
-
-import psutil
 
 from prunevolve.search.pool.worker import Worker
 
@@ -20,7 +18,9 @@ FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 class HeldWorker(Worker):
     def do(self, job, shared):
         name = str(job.candidate.index) if job.method == "evaluate" else job.method
-        orders = _log(name)
+        orders = Path(os.environ[FOLDER])
+        with (orders / "log").open("a") as log:
+            log.write(f"{name} {os.getpid()}\n")
         if _once(orders / f"eat-{name}"):
             _eat()
         if _once(orders / f"break-{name}"):
@@ -41,14 +41,6 @@ def _once(order):
     found = order.exists()
     order.unlink(missing_ok=True)
     return found
-
-
-def _log(name):
-    orders = Path(os.environ[FOLDER])
-    own = psutil.Process().memory_full_info().uss >> 20
-    with (orders / "log").open("a") as log:
-        log.write(f"{name} {os.getpid()} {own}\n")
-    return orders
 
 
 def _eat():

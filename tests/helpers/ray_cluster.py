@@ -21,7 +21,6 @@ NODE = {"object_store_memory": 200 << 20, "include_dashboard": False}
 
 @contextmanager
 def cluster_of(orders, **head):
-    """Run a cluster of one machine, whose workers take orders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, str(orders))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parents[1]), str(HERE)]))
@@ -38,7 +37,6 @@ def cluster_of(orders, **head):
 
 @contextmanager
 def pool_of(cluster, setup, wait=120.0, start=120.0, **ray):
-    """Open a pool, with any settings of the section `ray`."""
     config = Ray(
         **{"address": cluster.address, "wait_seconds": wait, "start_seconds": start, **ray}
     )
@@ -54,8 +52,6 @@ def pool_of(cluster, setup, wait=120.0, start=120.0, **ray):
 
 
 class Orders:
-    """What workers are ordered to do, and what they say that they do."""
-
     def __init__(self, folder):
         self.folder = folder
 
@@ -69,24 +65,12 @@ class Orders:
 
     def doers(self, name):
         """Return the processes that were given a candidate or a method, in order."""
-        return [pid for other, pid, _ in self._lines() if other == name]
-
-    def memory(self, name):
-        """Return what a process had for itself when it was last given something, MiB."""
-        return {pid: own for other, pid, own in self._lines() if other == name}
-
-    def _lines(self):
         log = self.folder / "log"
         lines = log.read_text().splitlines() if log.exists() else []
-        return [(name, int(pid), int(own)) for name, pid, own in map(str.split, lines)]
-
-    def wait_for(self, pool, name, count=1):
-        """Let the pool go on until so many processes were given something; return the last."""
-        return until(pool, lambda: self.doers(name)[count - 1 :])[0]
+        return [int(pid) for other, pid in map(str.split, lines) if other == name]
 
 
 def until(pool, condition, seconds=120):
-    """Let the pool go on until a condition holds; return what it says."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, (pool.workers, condition)

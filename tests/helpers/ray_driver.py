@@ -19,7 +19,6 @@ from prunevolve.search.pool.worker import Job
 
 
 def main():
-    """Open the backend at the address that is the first argument."""
     print("begun", flush=True)
     guard.around(_drive)
 

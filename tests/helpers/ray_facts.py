@@ -7,13 +7,10 @@ import ray
 
 
 class Facts:
-    """An actor that loads nothing, and answers with facts about itself."""
-
     def __init__(self, *arguments):
         self._child = subprocess.Popen(["sleep", "1000"])
 
     def do(self, job, shared):
-        """Return the facts."""
         facts = {
             "worker": os.getpid(),
             "nice": os.nice(0),

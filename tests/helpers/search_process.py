@@ -37,7 +37,6 @@ def command(*arguments: str) -> list[str]:
 
 
 def launch_command(out: Path, *overrides: str) -> list[str]:
-    """Return the command of a search of seconds on the embedded model."""
     settings = [f"--set={setting}" for setting in (*SIZES, *overrides)]
     return command("--out", str(out), *settings)
 
@@ -52,7 +51,6 @@ def run(arguments: list[str], **options) -> subprocess.CompletedProcess[str]:
 
 
 def figures_of(benchmark: str, folder: Path, *options: object, **more) -> dict:
-    """Run a benchmark in a folder to its end; return the figures that it writes."""
     figures = folder / "figures.json"
     program = [sys.executable, str(ROOT / "benchmarks" / benchmark), "--json", str(figures)]
     done = run([*program, *map(str, options)], **{"cwd": folder, "timeout": 600, **more})
@@ -61,13 +59,11 @@ def figures_of(benchmark: str, folder: Path, *options: object, **more) -> dict:
 
 
 def begin(arguments: list[str], **options) -> subprocess.Popen[str]:
-    """Start a search whose output is one pipe."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(arguments, cwd=ROOT, **{**pipes, **options})
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait until a run came so far that a condition holds."""
     deadline = time.monotonic() + 240
     while not condition():
         assert process.poll() is None, "the run ended before it got so far"
@@ -76,7 +72,6 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 
 def wait_for_lines(process: subprocess.Popen[str], out: Path, lines: int) -> None:
-    """Wait until the journal of a search that runs has so many lines."""
     wait_until(lambda: journal(out).count(b"\n") >= lines, process)
 
 
@@ -86,14 +81,12 @@ def journal(out: Path) -> bytes:
 
 
 def assert_same(out: Path, reference: Path) -> None:
-    """See that two runs have the same journal and found the same metric."""
     assert journal(out) == journal(reference)
     best = "best_metric.json"
     assert (out / best).read_bytes() == (reference / best).read_bytes()
 
 
 def until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

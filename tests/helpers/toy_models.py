@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -100,7 +101,6 @@ def toy_windows(count: int = 3, tokens: int = TOKENS, seed: int = 1) -> Tensor:
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return copies of the weights of all prunable layers."""
     return {name: layer.weight.detach().clone() for name, layer in linear_layers(model).items()}
 
 
@@ -113,24 +113,57 @@ def assert_same_tensors(actual: Mapping[str, Tensor], expected: Mapping[str, Ten
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors in a folder's files by published name."""
     return {name: t for path in folder.glob("*.safetensors") for name, t in load_file(path).items()}
 
 
 def change_weights(
     folder: Path, change: Callable[[dict[str, Tensor]], object], file: str = "model.safetensors"
 ) -> None:
-    """Let a function change the tensors of one of a model's files."""
     weights = load_file(folder / file)
     change(weights)
     save_file(weights, folder / file, metadata={"format": "pt"})
 
 
 def change_json(path: Path, **settings: Any) -> None:
-    """Change keys of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
 def losses_in(store, windows, *on_window):
     """Return each window's mean NLL in a resident model."""
     return window_losses(store.states(windows), store.logits, windows, *on_window)
+
+
+@torch.no_grad()
+def own_inputs(model, layers, windows):
+    """Return each layer's inputs, one (tokens, in_features) for each window."""
+    kept = {name: [] for name in layers}
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda _, inputs, name=name: kept[name].append(inputs[0].flatten(0, -2).clone())
+        )
+        for name, layer in layers.items()
+    ]
+    for window in windows:
+        model(input_ids=window[None])
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
+def own_gradients(model, layers, windows):
+    """Return each layer's gradients of its weight and its output, a pair for each window."""
+    pairs, outputs = {name: [] for name in layers}, {}
+    handles = [
+        layer.register_forward_hook(lambda _, __, y, name=name: outputs.update({name: y}))
+        for name, layer in layers.items()
+    ]
+    for window in windows:
+        logits = model(input_ids=window[None]).logits[0]
+        loss = functional.cross_entropy(logits[:-1], window[1:])
+        asked = [one for name, layer in layers.items() for one in (layer.weight, outputs[name])]
+        gradients = iter(torch.autograd.grad(loss, asked))
+        for kept in pairs.values():
+            kept.append((next(gradients), next(gradients).flatten(0, -2)))
+    for handle in handles:
+        handle.remove()
+    return pairs

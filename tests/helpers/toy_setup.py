@@ -81,7 +81,6 @@ def drive(pool: Pool, count: int, most_turns: int = 3000) -> dict[int, Job]:
 
 
 def jobs_of(pool: Pool, candidates: list[Candidate]) -> list[Job]:
-    """Evaluate candidates; return their jobs, in their order."""
     for candidate in candidates:
         pool.submit(candidate)
     found = drive(pool, len(candidates))

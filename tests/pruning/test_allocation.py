@@ -1,17 +1,13 @@
 """Allocation of a sparsity over layers: by outliers, or by a file."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from doc_examples import blocks_of, run_examples
 from refusals import refusal
 from torch.nn import Linear
 
-import prunevolve
-from prunevolve import load_model, prune
-from prunevolve.pruning.allocation import by_outliers, resolve_allocation, rounded, shifted
+from prunevolve.pruning.allocation import by_outliers, resolve_allocation, rounded
 from prunevolve.pruning.masks import Layer, Row, Target
 
 LAYERS = {
@@ -35,15 +31,6 @@ def test_owl_keeps_more_of_the_block_with_more_outliers(group):
     expected = {"a": first, "b": first, "c": first - 0.16, "d": first - 0.16}
     finest = 1 / 16
     assert fractions == pytest.approx(expected, abs=finest)
-
-
-@pytest.mark.parametrize("sparsity", [0.05, 0.5, 0.95])
-def test_shifted_values_have_the_sparsity_as_their_mean_within_their_limits(sparsity):
-    values = shifted({"a": -3.0, "b": 0.1, "c": 0.2, "d": 7.0}, SIZES, sparsity)
-    mean = sum(SIZES[layer] * values[layer] for layer in SIZES) / sum(SIZES.values())
-    assert mean == pytest.approx(sparsity)
-    assert all(0 <= value <= 0.99 for value in values.values())
-    assert values["a"] <= values["b"] <= values["c"] <= values["d"]
 
 
 @pytest.mark.parametrize(("group", "unit"), [(Row(), 2), (Layer(), 1)])
@@ -86,14 +73,3 @@ def test_file_for_another_target_or_without_fitting_shares_is_refused(
 ):
     file = written(tmp_path / "shares.json", shares=shares)
     assert problem in refusal(resolve_allocation, file, Target(0.5, group))
-
-
-def test_file_of_the_guide_leaves_the_first_and_last_block_alone(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    page = Path(prunevolve.__file__).parents[1] / "docs/APPLY.md"
-    run_examples([block for block in blocks_of(page) if "shares.json" in block])
-    model, windows = load_model("embedded", "float32"), torch.arange(64).reshape(2, 32)
-    report = prune(model, "wanda", windows, sparsity=0.4, allocation="shares.json")
-    assert report.sparsity == pytest.approx(0.4, abs=0.005)
-    touched = {layer.name.split(".")[2] for layer in report.layers if layer.zeros}
-    assert touched == {"1", "2"}

@@ -1,10 +1,10 @@
-"""A metric as one line of mathematics: each operator's form, and what binds tighter."""
+"""A metric as one line of mathematics, printed and read, and what the named ones are."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_metrics import trees
+from toy_metrics import random_terminals, trees
 
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Metric
@@ -71,19 +71,9 @@ def assert_read_with_its_scores(metric):
     """See that a metric's line is read as one with the same scores."""
     again = Metric.parse(str(metric))
     assert str(Metric.parse(str(again))) == str(again)
-    generator = torch.Generator().manual_seed(0)
-    values = {
-        name: 0.5
-        + torch.rand([5 if x else 1 for x in terminal.shape], generator=generator).double()
-        for name, terminal in TERMINALS.items()
-    }
+    values = {name: x + 0.4 for name, x in random_terminals(5, 5, torch.float64).items()}
     found, expected = (x.score(**values).expand(5, 5) for x in (again, metric))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_line_of_a_named_metric_is_read(name):
-    assert_read_with_its_scores(named_metric(name).metric)
 
 
 @pytest.mark.filterwarnings("ignore:std")
@@ -91,3 +81,54 @@ def test_line_of_a_named_metric_is_read(name):
 @given(trees(ENDS, max_leaves=8))
 def test_line_of_any_metric_is_read(metric):
     assert_read_with_its_scores(metric)
+
+
+def relative_importance(W):
+    return W / W.sum(0, keepdim=True) + W / W.sum(1, keepdim=True)
+
+
+# By W (absolute), G, X (squared norms), V, B, H and M.
+FORMULAS = {
+    "magnitude": lambda W, G, X, V, B, H, M: W,
+    "wanda": lambda W, G, X, V, B, H, M: W * X**0.5,
+    "ria": lambda W, G, X, V, B, H, M: relative_importance(W) * (X**0.5) ** 0.5,
+    "gblm": lambda W, G, X, V, B, H, M: W * X**0.5 + W * G,
+    "snip": lambda W, G, X, V, B, H, M: W * G,
+    "pruner-zero": lambda W, G, X, V, B, H, M: W**2 * (G - G.min()) / (G.max() - G.min()),
+    "relative-importance": lambda W, G, X, V, B, H, M: relative_importance(W),
+    "ria-full": lambda W, G, X, V, B, H, M: relative_importance(W) * X**0.5,
+    "gblm-gradient": lambda W, G, X, V, B, H, M: W * G,
+    "gblm-alpha-10": lambda W, G, X, V, B, H, M: W * X**0.5 + 10 * W * G / 100,
+    "wanda-root": lambda W, G, X, V, B, H, M: W * (X**0.5) ** 0.5,
+    "symwanda": lambda W, G, X, V, B, H, M: W * (X + B**2) ** 0.5,
+    "symwanda-l2": lambda W, G, X, V, B, H, M: (
+        (W / W.norm(dim=0) + W / W.norm(dim=1)[:, None]) * X**0.25
+    ),
+    "movement": lambda W, G, X, V, B, H, M: W * M,
+    "sparsegpt-score": lambda W, G, X, V, B, H, M: W**2 / H,
+    "wifv": lambda W, G, X, V, B, H, M: V * W**2,
+    "directed-snip-wanda": lambda W, G, X, V, B, H, M: (
+        (W * G)
+        * (W / (W.mean(1, keepdim=True) + W.mean(0)))
+        * (X.sqrt() / X.sqrt().mean())
+        * torch.exp(0.2 * relative((M / G).mean(0)))
+    ),
+    "directed-snip-variance": lambda W, G, X, V, B, H, M: (
+        (W * G)
+        * (W / (W.mean(1, keepdim=True) * W.mean(0)).sqrt())
+        * (V.sqrt() / X.sqrt().mean()) ** 1.5
+        * torch.exp(0.2 * relative((M / G).mean(0)))
+    ),
+}
+
+
+def relative(values):
+    return values / values.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_metric_is_the_formula_that_it_is_said_to_be(name):
+    terminals = {name: random_terminals(5, 7)[name] for name in "WGXVBHM"}
+    terminals["M"] -= 0.6  # which has either sign
+    scores = named_metric(name).metric.check_scores_weights().score(**terminals)
+    torch.testing.assert_close(scores, FORMULAS[name](**terminals))

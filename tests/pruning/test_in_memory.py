@@ -16,6 +16,7 @@ from prunevolve.pruning.run.options import Method, MethodArguments
 from prunevolve.pruning.store import ResidentStore
 
 FIRST = "model.layers.0.self_attn.q_proj"
+OTHER = Statistics({f"G/{FIRST}": torch.ones(2, 2)})
 SHAPE = (
     "windows must be a tensor (N, T) with N of 1 or more and T of 2 to 64, the model's context; "
     "got {}"
@@ -64,14 +65,8 @@ def test_statistics_take_the_place_of_windows_and_stay_as_they_are():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"windows": None, "statistics": Statistics()},
-            "windows must be given for metric 'mul(W, G)', which needs G; got None",
-        ),
-        (
-            {"windows": None, "statistics": Statistics({f"G/{FIRST}": torch.ones(2, 2)})},
-            f"statistics must be this model's: G of {FIRST} must be (16, 16), got (2, 2)",
-        ),
+        ({"windows": None}, "windows must be given for metric 'mul(W, G)', which needs G; got "),
+        ({"windows": None, "statistics": OTHER}, f"statistics must be this model's: G of {FIRST} "),
         ({"windows": toy_windows()[0]}, SHAPE.format("(12,)")),
         ({"windows": [[5, 6]]}, SHAPE.format("list")),
         ({"windows": torch.ones(1, 65, dtype=torch.int64)}, SHAPE.format("(1, 65)")),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from refusals import refusal
 
 from prunevolve.pruning import ranking
-from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target, group_of, parse_pattern
+from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target, parse_pattern
 
 EXAMPLES = settings(deadline=None, max_examples=50)
 FAR = far_device()
@@ -161,13 +161,6 @@ def test_select_asks_for_scores_when_a_mask_is_due_and_in_the_model_twice_at_the
 @pytest.mark.parametrize("sparsity", [-0.1, 1])
 def test_sparsity_outside_its_range_is_refused(sparsity):
     assert refusal(Target, sparsity, Row()) == f"sparsity must be in [0, 1), got {sparsity}"
-
-
-def test_group_that_does_not_fit_is_refused():
-    message = refusal(NOfM(1, 3).mask, torch.ones(3, 8), 0.5)
-    assert message.startswith("pattern must divide the inputs of every layer, got 3 of 8")
-    # Else `--group 2:4` would prune by a pattern at any sparsity that was asked for.
-    assert refusal(group_of, "2:4") == "group must be one of row, layer, model, got '2:4'"
 
 
 @pytest.mark.parametrize("text", ["", "2:", "4:4", "0:4", "2:4:8", "2:2048"])

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from refusals import refusal
-from torch.testing import assert_close
-from toy_models import FAMILIES, change_json, toy_model, toy_windows
+from toy_models import FAMILIES, change_json, toy_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from prunevolve.pruning.models import (
@@ -15,7 +14,6 @@ from prunevolve.pruning.models import (
     load_model,
     resolve_model,
 )
-from prunevolve.pruning.stream import Stream
 
 ATTENTION = [f"self_attn.{kind}_proj" for kind in "qkvo"]
 GATED = [*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
@@ -37,25 +35,6 @@ def test_blocks_and_their_linear_layers_are_found_in_order(family):
     found = linear_layers(model)
     assert list(found) == [f"{path}.{i}.{name}" for i in (0, 1) for name in names]
     assert all(found[name] is model.get_submodule(name) for name in found)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_run_one_after_the_other_give_what_enters_the_last_norm(family):
-    model, windows = toy_model(family), toy_windows()
-    last, kept = list(decoder_blocks(model).values())[-1], []
-    last.register_forward_hook(lambda block, inputs, output: kept.append(output))
-    for factor in (1, 3):  # a block that was changed is run as it is
-        next(iter(linear_layers(model).values())).weight.data.mul_(factor)
-        stream = Stream("calibration", windows, {})
-        stream.embed(model)
-        for i, block in enumerate(decoder_blocks(model).values()):
-            stream.take("forward", i, block, {}, set())
-        with torch.no_grad():
-            model(input_ids=windows)
-        whole = kept[-1] if isinstance(kept[-1], torch.Tensor) else kept[-1][0]
-        hidden = [stream.input(i + 1, window) for window in range(len(windows))]
-        assert_close(torch.cat(hidden), whole)
-        assert not any(state.requires_grad for state in stream.states.values())
 
 
 def test_unsupported_architecture_is_refused_with_the_list_of_the_supported(tmp_path):
@@ -107,9 +86,7 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path, monkeypatch,
         ("float16", {"float16"}, False, "float16", ""),
         ("float16", {"float16"}, True, "float32", "{narrow} and {slow} bfloat16"),
         ("float16", {"float16", "bfloat16"}, True, "bfloat16", "{narrow}"),
-        ("float16", {"bfloat16"}, False, "float32", "{slow} float16"),
         ("bfloat16", {"float16"}, False, "float32", "{slow} bfloat16"),
-        ("bfloat16", {"bfloat16"}, True, "bfloat16", ""),
         ("float32", set(), True, "float32", ""),
     ],
 )

@@ -6,7 +6,6 @@ from itertools import product
 import pytest
 import torch
 
-from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import EXTENDED, OPERATORS, RELEASE
 from prunevolve.pruning.statistics import TERMINAL_SETS
 
@@ -115,8 +114,3 @@ def test_function_for_what_is_never_negative_gives_the_same_bits(name):
     operator, first = OPERATORS[name], torch.tensor([[-2.0], [0.0], [5.0]])
     one, other = (f(first, values) for f in (operator.function, operator.unsigned))
     assert torch.equal(one.view(torch.int32), other.view(torch.int32))
-
-
-def test_quotient_by_what_can_be_negative_keeps_its_sign():
-    scores = Metric.parse("quot(W, M)").score(W=torch.ones(1, 2), M=torch.tensor([[-2.0, 4.0]]))
-    assert scores.tolist() == [[-0.5, 0.25]]

@@ -1,21 +1,30 @@
 """The walk over blocks against masks and loops written out here, for every family."""
 
 import copy
-import gc
 import math
-import weakref
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
-from own_statistics import own_gradients, own_inputs
 from refusals import refusal
-from toy_models import FAMILIES, assert_same_tensors, toy_model, toy_windows, weights_of
+from toy_models import (
+    FAMILIES,
+    assert_same_tensors,
+    own_gradients,
+    own_inputs,
+    toy_model,
+    toy_windows,
+    weights_of,
+)
 
+import prunevolve
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import decoder_blocks, linear_layers
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.run.options import read_recipe
 from prunevolve.pruning.store import ResidentStore
 
 GBLM = Metric.parse("mul(W, add(G, sqrt(X)))")
@@ -40,7 +49,6 @@ def root_of_gradients(model, windows):
 
 
 def keep_highest(weight, scores, removed):
-    """Return the weight without the `removed` lowest of each row of scores, by a stable sort."""
     order = torch.sort(scores, dim=-1, stable=True).indices[..., :removed]
     return weight.masked_fill(
         torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, True), 0
@@ -48,7 +56,6 @@ def keep_highest(weight, scores, removed):
 
 
 def keep_highest_in_groups(weights, scores, target):
-    """Return the weights by layer without the lowest of each comparison group."""
     if target.group == Model():
         flat = [torch.cat([x.flatten() for x in some.values()])[None] for some in (weights, scores)]
         left = keep_highest(*flat, int(flat[0].numel() * target.sparsity))[0]
@@ -142,19 +149,6 @@ def test_restore_writes_the_dense_bits(dtype):
     assert_same_tensors(weights_of(store.model), master)
 
 
-def test_prune_leaves_no_scores_for_the_garbage_collector():
-    model = toy_model("llama")
-    kept: dict[str, torch.Tensor] = {}
-    gc.disable()
-    try:
-        prune_model(model, GBLM, Target(0.5, Model()), toy_windows(), kept_scores=kept)
-        scores = [weakref.ref(layer) for layer in kept.values()]
-        del kept
-        assert scores and not any(reference() is not None for reference in scores)
-    finally:
-        gc.enable()
-
-
 @pytest.mark.parametrize(
     ("text", "target", "propagation", "value", "problem"),
     [
@@ -190,3 +184,33 @@ def test_products_of_fp32_are_exact_in_a_pruning_and_as_they_were_after_it():
         assert torch.get_float32_matmul_precision() == "high" and settings.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+WRITTEN = runpy.run_path(str(Path(__file__).parents[2] / "scripts/write_generated.py"))
+
+
+@pytest.mark.parametrize(
+    ("request_", "names"),
+    [
+        ("--metric wanda", ["prune"]),
+        ("--metric pruner-zero", ["forward", "backward", "measure"]),
+        ("--metric snip", ["forward", "backward", "threshold", "prune"]),
+        ("--metric gblm --propagation sequential", ["forward", "backward", "prune"]),
+        ("--metric wanda --allocation owl", ["forward", "threshold", "prune"]),
+        ("--recipe fast", ["forward", "backward", "threshold", "prune"]),
+    ],
+)
+def test_listed_passes_are_run_block_by_block(request_, names):
+    assert [one.name for one in WRITTEN["passes"](request_)] == names
+    given = dict(zip(request_.replace("--", "").split()[::2], request_.split()[1::2], strict=True))
+    options = read_recipe(given["recipe"], None) if "recipe" in given else given
+    seen = []
+    prunevolve.prune(
+        toy_model("llama"),
+        options.pop("metric"),
+        toy_windows(),
+        on_progress=lambda *progress: seen.append(progress),
+        **options,
+    )
+    walks = [name for name in names if name != "threshold"]
+    assert seen == [(name, blocks, 2) for name in walks for blocks in (0, 1, 2)]

@@ -91,22 +91,6 @@ def test_block_with_one_window_is_not_trained(pruned):
     assert errors == {}
 
 
-def test_every_window_is_trained_on_or_held_back(pruned):
-    block, weights, examples = pruned
-    asked = []
-
-    def one_of_many(window):
-        asked.append(window)
-        return examples.input(window % examples.windows)
-
-    def target(window):
-        return examples.target(window % examples.windows)
-
-    many = Examples(100, one_of_many, target, examples.run)
-    reconstruct("block", block, weights, many)
-    assert set(asked) == set(range(100))
-
-
 def test_pruned_model_comes_nearer_to_the_dense_one():
     windows = toy_windows(count=24)
 

@@ -3,7 +3,7 @@
 import signal
 from contextlib import contextmanager
 from functools import cache
-from itertools import cycle, product
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM
 from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.checkpoint import (
     Checkpoint,
-    DiskOffload,
     outside_blocks,
     read_tensor,
     write_tensors,
@@ -67,8 +66,6 @@ CASES += [
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    """The folder of a toy model in many shards, made once for each family."""
-
     @cache
     def folder_of(family, tied=False):
         folder = tmp_path_factory.mktemp("dense") / family
@@ -79,9 +76,9 @@ def dense(tmp_path_factory):
     return folder_of
 
 
-def opened(folder, shards=Path("none"), keeps=False, dtype="float32", kind=FolderStore):
+def opened(folder, shards=Path("none"), keeps=False, kind=FolderStore):
     config = load_config(str(folder))
-    return kind(Checkpoint(folder), config, dtype, "cpu", shards, keeps)
+    return kind(Checkpoint(folder), config, "float32", "cpu", shards, keeps)
 
 
 def procedure_of(propagation, metric, group):
@@ -90,7 +87,6 @@ def procedure_of(propagation, metric, group):
 
 @cache
 def resident_of(folder):
-    """Return the model of a folder in memory, and its dense weights."""
     made = ResidentStore(load_model(str(folder), "float32"))
     return made, weights_of(made.model)
 
@@ -109,10 +105,10 @@ def expected_tensors(folder, recipe):
     return tensors
 
 
-def pruned_tensors(folder, shards, recipe, keeps=False, dtype="float32", **places):
+def pruned_tensors(folder, shards, recipe, keeps=False):
     shards.mkdir()
-    made = opened(folder, shards, keeps, dtype)
-    prune(made, recipe, {"calibration": toy_windows()}, **places)
+    made = opened(folder, shards, keeps)
+    prune(made, recipe, {"calibration": toy_windows()})
     made.write_outside()
     return tensors_of(shards)
 
@@ -136,23 +132,7 @@ def test_folder_in_bf16_keeps_its_dtype_under_passes_in_fp32(tmp_path, propagati
     assert_same_tensors(written, expected_tensors(tmp_path / "dense", recipe))
 
 
-@pytest.mark.parametrize(
-    ("propagation", "dtype"), [("one-shot", "bfloat16"), ("sequential", "float32")]
-)
-def test_states_and_statistics_on_disk_give_the_bits_of_memory(dense, tmp_path, propagation, dtype):
-    recipe = procedure_of(propagation, ALL_SOURCES, "row")
-    places = {key: DiskOffload(tmp_path / key) for key in ("states", "statistics")}
-    on_disk = pruned_tensors(dense("llama"), tmp_path / "one", recipe, dtype=dtype, **places)
-    in_memory = pruned_tensors(dense("llama"), tmp_path / "two", recipe, dtype=dtype)
-    assert_same_tensors(on_disk, in_memory)
-    assert list(DiskOffload(tmp_path / "states")) == []
-    # Those of inputs are not of the dense model in the sequential way, and are not kept.
-    kept = {key.split("/")[0] for key in DiskOffload(tmp_path / "statistics")}
-    assert kept == ({"G", "M", "X"} if propagation == "one-shot" else {"G", "M"})
-
-
 def real_blocks(made):
-    """Return the blocks that have a parameter off the meta device."""
     modules = ((name, made.model.get_submodule(name)) for name in made.blocks)
     return {name for name, block in modules if any(not p.is_meta for p in block.parameters())}
 
@@ -194,28 +174,6 @@ def test_store_opens_one_block_or_the_outside(tmp_path, monkeypatch, propagation
     assert most[0] == (3 if keeps and metric == ALL_SOURCES else 1)
     assert outside_is_meta(made) == {True}
     assert real_blocks(made) == set()  # a written block is kept no more
-
-
-def test_evaluation_windows_are_measured_before_and_after(dense, tmp_path):
-    folder, seen = dense("llama"), []
-
-    def losses(states, logits, windows, on_window):
-        seen.append(torch.stack([torch.cat(list(logits(state))) for state in states]))
-        return torch.zeros(len(windows))
-
-    windows = toy_windows(2, seed=5)
-    texts = {"calibration": toy_windows(), "dense": windows, "pruned": windows}
-    for metric, propagation in product((WANDA, ALL_SOURCES), ("one-shot", "sequential")):
-        shards = tmp_path / f"{metric[:8]} {propagation}"
-        shards.mkdir()
-        recipe = procedure_of(propagation, metric, "row")
-        prune(opened(folder, shards), recipe, texts, losses=losses)
-        resident = ResidentStore(load_model(str(folder), "float32"))
-        for _ in ("dense", "pruned"):
-            with torch.no_grad():
-                expected = resident.model(input_ids=windows).logits
-            torch.testing.assert_close(seen.pop(0), expected)
-            prune(resident, recipe, {"calibration": toy_windows()})
 
 
 def rewritten(tmp_path, change, family="llama"):

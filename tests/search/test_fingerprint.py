@@ -1,4 +1,4 @@
-"""One mask, one fingerprint; a metric that cannot prune is refused with the reason."""
+"""One mask, one fingerprint; a metric that cannot prune is refused; the probe of a few rows."""
 
 from functools import partial
 
@@ -10,7 +10,13 @@ from refusals import refusal
 from prunevolve.pruning.masks import GROUPS, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.ranking import DegenerateScores
-from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
+from prunevolve.search.fingerprint import (
+    Fingerprints,
+    Probe,
+    probe_mask,
+    take_probe,
+    tensors_digest,
+)
 
 HALF = Target(0.5, Row())
 TWO_OF_FOUR = Target(0.5, NOfM(2, 4))
@@ -153,14 +159,56 @@ def test_fingerprint_refuses_a_metric_in_which_x_drowns_the_weights_in_any_task(
 
 
 def test_tensors_digest_sees_every_name_and_value_and_no_order_or_layout():
-    tensors = {"W/a": torch.ones(2, 3), "X/a": torch.zeros(1, 3, dtype=torch.bfloat16)}
-    changed = [
-        tensors | {"W/a": torch.ones(2, 3).index_fill_(1, torch.tensor([2]), 1.0001)},
-        {"W/b": tensors["W/a"], "X/a": tensors["X/a"]},
-        {"W/a": tensors["W/a"]},
-    ]
-    digest = tensors_digest(tensors)
-    assert digest == tensors_digest(dict(reversed(tensors.items())))
+    W, X = torch.arange(6.0).reshape(2, 3), torch.zeros(1, 3, dtype=torch.bfloat16)
+    digest = tensors_digest({"W/a": W, "X/a": X})
+    assert digest == tensors_digest({"X/a": X, "W/a": W.T.contiguous().T})
+    changed = ({"W/a": W * 1.0001, "X/a": X}, {"W/b": W, "X/a": X}, {"W/a": W})
     assert len({digest, *map(tensors_digest, changed)}) == 4
-    matrix = torch.arange(6.0).reshape(2, 3)
-    assert tensors_digest({"a": matrix.T.contiguous().T}) == tensors_digest({"a": matrix})
+
+
+def model_tensors(blocks, rows):
+    names = [f"layers.{i}.{part}" for i in range(blocks) for part in ("mlp.up", "attn.q")]
+    count = torch.arange(float(rows))[:, None]
+    weights = {name: (count + i / 10).expand(rows, 4).bfloat16() for i, name in enumerate(names)}
+    X = {f"X/{name}": torch.ones(1, 4) for name in names}
+    return weights, X | {f"G/{name}": count.expand(rows, 4) * 2 for name in names}
+
+
+@pytest.mark.parametrize(
+    ("rows", "taken"), [(40, [0, 2, 5, 7, 10]), (32, [0, 2, 4, 6, 8]), (5, [0, 1, 2, 3, 4])]
+)
+def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, taken):
+    tensors = take_probe(*model_tensors(blocks=1, rows=rows), ["layers.0"])
+    W = tensors["W/layers.0.mlp.up"]
+    assert W.shape == (min(rows, 16), 4)
+    assert W[:5, 0].tolist() == taken
+    assert torch.equal(tensors["G/layers.0.mlp.up"], 2 * W)
+    assert tensors["X/layers.0.mlp.up"].shape == (1, 4)
+    assert W.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("targets", "taken"),
+    [
+        ((HALF,), [0, 2, 4, 6, 8]),
+        ((HALF, Target(0.5, NOfM(2, 4))), [0, 1, 2, 3, 8, 9]),
+        ((Target(0.5, NOfM(4, 8)), Target(0.5, NOfM(2, 4))), [0, 1, 2, 3, 4, 5, 6, 7, 16]),
+    ],
+)
+def test_take_probe_takes_evenly_spaced_inputs_and_whole_groups_of_a_pattern(targets, taken):
+    weights = {"layers.0.up": torch.arange(64.0).expand(3, 64)}
+    statistics = {"X/layers.0.up": torch.arange(64.0)[None]}
+    tensors = take_probe(weights, statistics, ["layers.0"], targets)
+    assert tensors["W/layers.0.up"].shape == (3, 32)
+    assert tensors["W/layers.0.up"][0, : len(taken)].tolist() == taken
+    assert torch.equal(tensors["X/layers.0.up"], tensors["W/layers.0.up"][:1])
+
+
+@pytest.mark.parametrize("group", [*map(group_of, GROUPS), NOfM(2, 4)])
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.73])
+def test_probe_mask_is_that_of_the_layers(group, sparsity):
+    scores = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
+    layers = {str(place): layer for place, layer in enumerate(scores)}
+    masks = group.select(layers.__getitem__, dict.fromkeys(layers, sparsity))
+    expected = torch.stack([mask for _, mask in masks])
+    assert torch.equal(probe_mask(scores, Target(sparsity, group)), expected)

@@ -29,7 +29,6 @@ def refusal(call):
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """The folder of a run that was killed before its first candidate."""
     path = tmp_path / "run"
     path.mkdir()
     config = schema.load(None, [])
@@ -68,11 +67,7 @@ def test_validate_refuses_what_a_run_refuses(refusal, tmp_path, option):
     ("overrides", "problem"),
     [
         (["model=nobody/nothing"], "model 'nobody/nothing' cannot be loaded: Cannot find an appr"),
-        (
-            ["report.corpus=ptb", "report.split=test"],
-            r"report: corpus 'ptb' cannot be read \(ConnectionError: Couldn't reach .+\): give "
-            "embedded, ",
-        ),
+        (["report.corpus=ptb", "report.split=test"], "report: corpus 'ptb' cannot be read .Conn"),
         (["ray.address=127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1 "),
     ],
 )

@@ -1,7 +1,4 @@
-"""States: who survives, who is remembered, who is chosen at the end, and what stops a candidate.
-
-Records: a journal's line comes back as it was, and whatever is not one is refused by name.
-"""
+"""States: who survives, is remembered and chosen, what stops a candidate; records as lines."""
 
 import json
 import math
@@ -30,7 +27,6 @@ THREE = Search(population=3)
 
 
 def after(*outcomes: tuple, search: Search = THREE, near: Near = never) -> State:
-    """The state after outcomes (fitness, size) were committed in order."""
     state = State()
     for index, outcome in enumerate(outcomes):
         state = state.commit(record(index, *outcome), search, near)

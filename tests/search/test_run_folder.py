@@ -6,20 +6,17 @@ import shutil
 import subprocess
 import sys
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from refusals import refusal
-from toy_models import change_json
 from toy_records import never, record_of
 
 from prunevolve.configs.schema import Search
 from prunevolve.search.evolution import State
 from prunevolve.search.records import Record
-from prunevolve.search.run import state_before
 from prunevolve.search.run_folder import FolderError, RunFolder, WriteError
 
 refused = partial(refusal, error=FolderError)
@@ -27,24 +24,8 @@ METRICS = ("W", "mul(G, W)", "mul(W, sqrt(X))", "abs(sub(W, mms(G)))", "add(G, W
 
 
 def record(index: int, fitness: float | None = 3.5, group: str = "row") -> Record:
-    return record_of(
-        index,
-        METRICS[index % len(METRICS)],
-        fitness,
-        group,
-        fingerprint=f"{index:016x}",
-        parents=(index - 2, index - 1) if index >= 2 else (),
-        reason="worker lost: \u00fc" if fitness is None else "",
-    )
-
-
-def state_after(count: int) -> State:
-    """Ever fitter, and every fifth far less fit."""
-    search = Search(population=3, lag=1)
-    state = State()
-    for index in range(count):
-        state = state.commit(record(index, 4 - index % 5 / 10), search, never)
-    return state
+    reason = "worker lost: \u00fc" if fitness is None else ""
+    return record_of(index, METRICS[index % len(METRICS)], fitness, group, reason=reason)
 
 
 def names(path: Path) -> set[str]:
@@ -142,49 +123,6 @@ def test_journal_with_a_damaged_whole_line_is_refused(folder, line, problem):
     assert path.read_bytes() == before
 
 
-def written(folder: RunFolder, count: int) -> Path:
-    """Write the checkpoint after so many outcomes; return its file."""
-    folder.write_json("checkpoint.json", state_after(count).to_checkpoint())
-    return folder.path / "checkpoint.json"
-
-
-def checkpoint_of(folder: RunFolder, records: list[Record], lag: int) -> tuple[State, list[str]]:
-    """Return the state to go on from, and the warnings."""
-    warnings: list[str] = []
-    return state_before(folder, records, lag, warnings.append), warnings
-
-
-RECORDS = [record(index, 4 - index % 5 / 10) for index in range(9)]
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [({"schema": 0}, "does not fit the journal"), ({"population": [{}]}, "is damaged or")],
-)
-def test_checkpoint_that_is_damaged_is_replaced_by_all_of_the_journal(folder, change, problem):
-    change_json(written(folder, 7), **change)
-    state, (warning,) = checkpoint_of(folder, RECORDS, 2)
-    assert state == State() and problem in warning
-    assert warning.endswith(": all of the journal is replayed")
-
-
-def test_checkpoint_is_used_if_it_is_of_the_journal_and_old_enough(folder):
-    assert checkpoint_of(folder, [], 1) == (State(), [])
-    written(folder, 3)
-    written(folder, 7)
-    assert checkpoint_of(folder, RECORDS, 2) == (state_after(7), [])
-    unfit = [
-        "warning: checkpoint.json: it does not fit the journal: all of the journal is replayed"
-    ]
-    damaged = ["warning: checkpoint.json: it is damaged or from another version: IndexError('"]
-    others = [record(index, 3.5) for index in range(9)]
-    for journal, lag in ((RECORDS, 3), (RECORDS[:6], 0), (others, 0)):
-        state, (warning,) = checkpoint_of(folder, journal, lag)
-        assert state == State() and warning.startswith((*unfit, *damaged))
-    folder.write_json("checkpoint.json", replace(state_after(7), committed=2).to_checkpoint())
-    assert checkpoint_of(folder, RECORDS, 0)[0] == State()
-
-
 def test_hall_of_fame_marks_the_pareto_front(folder):
     state = State()
     for index, fitness in enumerate([3.5, 3.25, 3.125, None, 3.125]):
@@ -199,18 +137,6 @@ def test_hall_of_fame_marks_the_pareto_front(folder):
     )
 
 
-def test_hall_of_fame_of_an_ended_run_has_the_finalists_with_what_they_were_measured(folder):
-    shorter = record(7, 3.0, "model").described | {"name": "2-1", "metric": "W", "size": 1}
-    measured = record(2, 3.25, "model").described | {"name": "2", "selection": 9.0, "factors": 2}
-    folder.write_hall_of_fame([measured, shorter], [record(0, 3.5, "model"), record(2, 3.75)])
-    assert (folder.path / "hall_of_fame.csv").read_text() == (
-        "name,size,fitness,group,metric,pareto\n"
-        "2-1,1,3.0,model,W,true\n"
-        "0,1,3.5,model,W,false\n"
-        '2,4,3.25,model,"mul(W, sqrt(X))",false\n'
-    )
-
-
 def test_writing_that_fails_half_way_leaves_the_old_file_and_can_be_repeated(folder):
     folder.write_text("report.html", "old")
     with pytest.raises(UnicodeEncodeError):
@@ -218,17 +144,11 @@ def test_writing_that_fails_half_way_leaves_the_old_file_and_can_be_repeated(fol
     assert (folder.path / "report.html").read_text() == "old"
     folder.write_text("report.html", "new")
     folder.write_tensors("probe.safetensors", {"W/a": torch.ones(2, 2)})
-    written(folder, 2)
+    folder.write_json("checkpoint.json", {})
     assert (folder.path / "report.html").read_text() == "new"
     assert not [name for name in names(folder.path) if "tmp" in name]
     folder.write_failure("17", "Traceback: \u00fc")
     assert (folder.path / "failures" / "17.txt").read_text() == "Traceback: \u00fc"
-
-
-def test_write_json_refuses_a_number_that_is_not_finite(folder):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        folder.write_json("summary.json", {"perplexity": float("nan")})
-    assert not (folder.path / "summary.json").exists()
 
 
 def test_writing_that_is_impossible_is_one_line_that_names_the_file(folder):

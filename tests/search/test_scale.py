@@ -8,15 +8,7 @@ from toy_setup import SNIP, WANDA, embedded_setup, made_of, small
 
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.parse import named_metric
-from prunevolve.search.scale import (
-    Cell,
-    Scale,
-    baselines_on,
-    cells_of,
-    paired_difference,
-    unit_of,
-    wanted_of,
-)
+from prunevolve.search.scale import Cell, Scale, baselines_on, cells_of, unit_of, wanted_of
 
 DENSE = [1.0, 2.0, 3.0, 4.0]
 NAMED = {"wanda": [1.2, 2.6, 3.1, 4.1], "snip": [1.4, 2.4, 3.4, 4.8], "magnitude": [9.0] * 4}
@@ -95,17 +87,6 @@ def test_excess_takes_what_was_not_looked_at_to_be_as_good_as_the_limit():
     assert scale().excess([[2.0], []], 1.0, (expected - 1) / off - 1e-6) == pytest.approx(expected)
     assert scale().excess([[2.0], []], 1.0, (expected - 1) / off + 1e-6) is None
     assert scale().excess([[1.1], []], 1.0, 0.0) is None
-
-
-def test_difference_is_that_of_the_fitnesses_with_the_error_of_its_windows():
-    losses, reference = [[1.5, 1.5, 3.5, 3.5], [1.3, 3.6]], [[1.2, 1.9, 3.2, 3.2], [1.2, 3.1]]
-    found = scale().difference(losses, reference)
-    assert found.mean == pytest.approx(scale().fitness(losses) - scale().fitness(reference))
-    assert found.standard_error > 0
-    assert scale().difference(losses, losses).standard_error == pytest.approx(0)
-    paired = paired_difference(losses[1], reference[1])
-    one = ONE.difference(losses[1:], reference[1:])
-    assert one == pytest.approx([value / 0.5 for value in paired])
 
 
 LOSSES, REFERENCE = [[1.5, 3.9], [1.7, 3.3]], [[1.3, 3.3], [1.2, 3.2]]

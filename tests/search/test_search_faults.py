@@ -1,7 +1,4 @@
-"""Faults of machines and people that hit `run_search.py` itself: one line, 3, and it goes on.
-
-One seed, one journal: with one worker or two, uninterrupted or stopped and resumed.
-"""
+"""Faults of machines and people that hit `run_search.py` itself: one line, 3, and it goes on."""
 
 import fcntl
 import json

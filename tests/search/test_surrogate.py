@@ -24,7 +24,6 @@ def sketch_of(criterion):
 
 
 def criterion(*bits):
-    """A criterion with so many ones in its mask for each task."""
     return Criterion.parse("".join(f"add({ones}, " for ones in bits) + "W" + ")" * len(bits), "row")
 
 
@@ -45,7 +44,6 @@ def surrogate_of(*records, before=100, weights=(1.0,)):
 
 
 def predict(surrogate, *bits):
-    """What one mask, with so many ones for each task, promises."""
     (promise,) = surrogate.predict([criterion(*bits)])
     return promise
 

@@ -1,8 +1,6 @@
 """The breeder: seeds first, then random metrics, then children of a population's members."""
 
 import random
-import shutil
-from contextlib import closing
 
 import pytest
 from refusals import refusal
@@ -16,7 +14,6 @@ from prunevolve.search.breeding.factors import Products
 from prunevolve.search.breeding.trees import Trees
 from prunevolve.search.breeding.tuning import Tuning
 from prunevolve.search.breeding.variation import Breeder, choose_parents, read_seeds, seeded
-from prunevolve.search.run_folder import RunFolder
 
 SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)
 TEXTS = ("mul(W, sqrt(X))", "mul(G, W)", "add(G, W)", "W")
@@ -44,28 +41,6 @@ def test_breed_gives_random_metrics_until_the_population_was_bred_once_then_chil
         one, other = child.parents
         assert one != other
         assert child.criterion.text not in (TEXTS[one], TEXTS[other])
-
-
-def test_breed_replaces_a_child_that_equals_a_parent_by_a_random_metric():
-    candidates = bred(crossover=0.0, mutation=0.0)
-    assert {candidate.parents for candidate in candidates} == {()}
-    assert len({candidate.criterion for candidate in candidates}) > 30
-
-
-def test_breed_depends_on_seed_index_attempt_and_state_alone():
-    breeder = Breeder(SEARCH.model_copy(update={"brood": 20}), "row")
-    assert bred() == bred()
-    assert bred(seed=6)[4:] != bred()[4:]
-    attempts = {child.criterion for child in breeder.brood(8, MEMBERS, Tuning())}
-    assert len(attempts) > 10
-
-
-def test_breed_gives_all_candidates_the_group_and_no_units_where_scores_must_compare():
-    for group, units in (("model", "required"), ("model", "off"), ("row", "required")):
-        drawn = bred(group, population=60, units=units)
-        assert {candidate.criterion.group for candidate in [*drawn, *bred(group)]} == {group}
-        comparable = all(candidate.criterion.metric.is_comparable for candidate in drawn)
-        assert comparable == ((group, units) == ("model", "required"))
 
 
 def test_seeded_draws_the_same_from_the_same_key_and_puts_the_state_back():
@@ -128,17 +103,3 @@ def test_seeds_are_names_or_texts_under_the_group_that_is_searched(group):
     assert texts(["mul(W, sqr(G))"], group) == ["mul(W, sqr(G))"]
     message = refusal(read_seeds, ["model:wanda"], group)
     assert message.startswith("metric 'model:wanda' is no known name or file: did you mean ")
-
-
-def test_seeds_are_also_the_best_of_a_run_in_their_order_and_need_no_file_later(
-    tmp_path, monkeypatch
-):
-    with closing(RunFolder.create(tmp_path / "run")) as folder:
-        folder.write_best(record_of(3, "add(G, W)", 1.0), {})
-    monkeypatch.setenv("HOME", str(tmp_path))
-    entries = ["W", "snip", str(tmp_path / "run"), "mul(W, G)", "W", "~/run"]
-    expected = ["W", "mul(W, G)", "add(G, W)"]
-    assert texts(entries) == expected
-    shutil.rmtree(tmp_path / "run")
-    assert texts(expected) == expected
-    assert texts([]) == []

@@ -1,7 +1,4 @@
-"""How a search is connected to Ray, and what is left of it: nothing, whichever process dies.
-
-A light driver below its guard, with a real local Ray and one actor in place of a worker.
-"""
+"""A light driver below its guard, on a real local Ray: nothing is left, whichever process dies."""
 
 import json
 import os
@@ -29,8 +26,6 @@ DRIVER = "from ray_driver import main; main()"
 
 @dataclass
 class Running:
-    """A guard, its driver and all of their processes."""
-
     guard: subprocess.Popen[str]
     facts: dict[str, object]
 
@@ -69,7 +64,6 @@ def begin(address, **variables):
 
 @contextmanager
 def driver(address="local", **variables):
-    """Start a driver and wait until it is up; it is killed at the end, if it still runs."""
     with begin(address, **variables) as process:
         try:
             line = process.stdout.readline()

@@ -8,7 +8,6 @@ import torch
 from toy_setup import SNIP, WANDA, brief, embedded_setup, jobs_of, outcomes_of, quiet_pool
 
 from prunevolve.search.pool.worker import InProcess, fault_of
-from prunevolve.search.pool.workers import MOST
 from prunevolve.search.records import Candidate
 from prunevolve.search.resident import Resident
 
@@ -30,54 +29,24 @@ LACKING = {
 """Errors by their reasons, which are the same whatever the sizes are: the journal has them."""
 
 
-@pytest.fixture
-def pool():
-    setup = embedded_setup("ray.workers=0")
-    made = quiet_pool(InProcess(setup), setup)
-    brief(made, setup)
-    return made
-
-
-@pytest.fixture
-def undisturbed(pool):
-    return outcomes_of(pool, CANDIDATES)
-
-
-@pytest.fixture
-def injected(monkeypatch):
-    """Let a method of `Resident` raise: at the calls that `when` picks, by number and arguments."""
-
-    def inject(method, error, when):
-        true, calls = getattr(Resident, method), []
-
-        def raises(self, *arguments):
-            calls.append(arguments)
-            if when(len(calls), *arguments):
-                raise error
-            return true(self, *arguments)
-
-        monkeypatch.setattr(Resident, method, raises)
-
-    return inject
-
-
 @pytest.mark.parametrize(("reason", "error"), LACKING.items())
 def test_lack_of_memory_and_errors_of_devices_are_one_kind_of_fault(reason, error):
     fault = fault_of(error)
     assert (fault.kind, fault.reason) == ("out of memory", reason)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(CUDA)])
-def test_lack_of_memory_that_passes_changes_no_outcome(pool, undisturbed, injected, error):
-    times = MOST["out of memory"] - 1
-    injected("prune", error, lambda call, *_: call <= times)
-    assert outcomes_of(pool, CANDIDATES) == undisturbed
-    assert pool.workers.faults == {"out of memory": times}
+def test_error_fails_its_candidate_with_type_and_place(monkeypatch):
+    setup = embedded_setup("ray.workers=0")
+    pool = quiet_pool(InProcess(setup), setup)
+    brief(pool, setup)
+    prune, undisturbed = Resident.prune, outcomes_of(pool, CANDIDATES)
 
+    def raises(self, metric, *more):
+        if metric == WANDA.metric:
+            raise TypeError(f"got {object()}")
+        return prune(self, metric, *more)
 
-def test_error_fails_its_candidate_with_type_and_place(pool, undisturbed, injected):
-    error = TypeError(f"got {object()}")
-    injected("prune", error, lambda call, metric, _: metric == WANDA.metric)
+    monkeypatch.setattr(Resident, "prune", raises)
     failed, other = jobs_of(pool, CANDIDATES)
     assert other.outcome == undisturbed[1]
     assert failed.outcome.kind == "failed"

@@ -2,10 +2,7 @@
 
 import os
 import select
-import sys
-import threading
 from contextlib import contextmanager
-from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -13,14 +10,13 @@ from search_process import until
 from toy_setup import embedded_setup
 
 from prunevolve.command_line import Resumable
-from prunevolve.search.pool import cluster, guard
+from prunevolve.search.pool import guard
 
 NODE = {"NodeID": "here", "Alive": True, "Resources": {"CPU": 2}}
 
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """Where the guard hears what it is told."""
     read, write = os.pipe()
     monkeypatch.setattr(guard, "_to_guard", write)
     yield read
@@ -30,7 +26,6 @@ def guarded(monkeypatch):
 
 @pytest.fixture
 def opened(monkeypatch, guarded):
-    """Open a backend on a Ray whose answers a test gives."""
     from prunevolve.search.pool import on_ray  # it imports Ray
 
     @contextmanager
@@ -56,7 +51,6 @@ def opened(monkeypatch, guarded):
 
 
 def told(guarded, seconds):
-    """Return the words that come within some seconds."""
     has_more = select.select([guarded], [], [], seconds)[0]
     return os.read(guarded, 1 << 16).split() if has_more else []
 
@@ -65,30 +59,6 @@ def test_guard_hears_that_ray_answers_while_models_are_loaded(opened, guarded):
     heard = []
     with opened(lambda: [NODE], lambda subject: heard.extend(told(guarded, 10))):
         assert set(heard) == {b"answers"}
-
-
-def test_guard_hears_nothing_while_models_are_loaded_if_ray_hangs(opened, guarded):
-    looks, loaded, heard = count(), threading.Event(), []
-
-    def hangs():
-        if next(looks):  # the first is made before there is anything to load
-            loaded.wait(10)
-        return [NODE]
-
-    def load(subject):
-        heard.extend(told(guarded, 0.2))
-        loaded.set()
-
-    with opened(hangs, load):
-        assert heard == []
-
-
-def test_watch_ends_if_a_model_cannot_be_loaded(opened):
-    def load(subject):
-        raise ValueError("model 'm' cannot be loaded")
-
-    with pytest.raises(ValueError, match="model 'm'"), opened(lambda: [NODE], load):
-        pass
 
 
 def test_error_of_ray_that_passes_ends_nothing_and_one_that_stays_does(opened):
@@ -114,14 +84,3 @@ def test_error_of_ray_that_passes_ends_nothing_and_one_that_stays_does(opened):
             events()
         fails["is"] = lambda: False
         assert events() == []
-
-
-def test_sigterm_while_ray_starts_is_an_interrupt(monkeypatch):
-    def ended(address, **_):
-        raise SystemExit(15)  # as Ray's handler does
-
-    monkeypatch.setitem(
-        sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=ended)
-    )
-    with pytest.raises(KeyboardInterrupt), cluster._joined("local"):
-        pass
