@@ -84,7 +84,8 @@ class Selection(Texts):
     calibrated on the calibration text; none: those of the tasks."""
 
 
-GroupName = Literal["row", "layer", "model"]  # the groups of `pruning.masks.GROUPS`
+# The groups of `pruning.masks.GROUPS`.
+GroupName = Literal["row", "layer", "model"]
 
 
 class _Target(_Section):

@@ -139,7 +139,7 @@ class NOfM(Group):
 
 
 # The groups for unstructured sparsity by name.
-GROUPS: dict[str, Group] = {group.name: group for group in (Row(), Layer(), Model())}
+GROUPS: dict[str, Group] = {"row": Row(), "layer": Layer(), "model": Model()}
 
 
 @dataclass(frozen=True)

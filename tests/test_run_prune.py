@@ -627,13 +627,14 @@ def test_fault_in_a_late_block_keeps_the_finished_shards(
 
 @pytest.fixture
 def steps_back(monkeypatch):
-    steps, step = [], Stream.backward
+    steps, take = [], Stream.take
 
-    def counted(*arguments):
-        steps.append(arguments)
-        return step(*arguments)
+    def counted(stream, way, *arguments):
+        if way == "backward":
+            steps.append(arguments)
+        return take(stream, way, *arguments)
 
-    monkeypatch.setattr(Stream, "backward", counted)
+    monkeypatch.setattr(Stream, "take", counted)
     return steps
 
 

@@ -42,8 +42,8 @@ def put_in(root, block):
         at = next(i for i, line in enumerate(lines) if line.startswith(("from ", "import ")))
     else:
         at = next(i for i, line in enumerate(lines) if re.match(rf"{name}\b", line))
-    if where == "last in" and lines[at].endswith("]"):
-        lines[at : at + 1] = [f"{lines[at][:-1]},", "]"]
+    if where == "last in" and lines[at][-1] in "]}":
+        lines[at : at + 1] = [f"{lines[at][:-1]},", lines[at][-1]]
     if where == "last in":
         at = next(i for i in range(at, len(lines)) if lines[i] in ("}", ")", "]"))
     elif where == "above":
