@@ -101,34 +101,19 @@ class Metric(Call):
         return NUMBER if self.is_constant else TERMINALS[self.name].shape
 
     @property
-    def units(self) -> Units:
-        """The exponents with which the score scales with weights, activations, sides, calibration.
-
-        Raises ValueError if operands do not go together, as in `add(W, X)`; it says where.
-        """
-        if self._units is None:
-            at = next(x for x in self.nodes() if not x._units and all(y._units for y in x.operands))
-            units = ", ".join(f"{x.text} has {x._units}" for x in at.operands)
-            rule = "operands of one unit" if len(at.operands) > 1 else "an operand without units"
-            problem = f"{at.text} needs {rule} (use a mean or a quotient): {units}"
-            raise ValueError(f"metric '{self.text}': {problem}")
-        return self._units
-
-    @property
-    def has_units(self) -> bool:
-        """Whether its operands go together, though its units may be none."""
-        return self._units is not None
-
-    @property
     def is_comparable(self) -> bool:
         """Whether scores of different layers can be compared: they have no units of a layer."""
-        return self._units is not None and not any(self._units.of_layer)
+        return self.units is not None and not any(self.units.of_layer)
 
     @cached_property
-    def _units(self) -> Units | None:
+    def units(self) -> Units | None:
+        """The exponents with which the score scales with weights, activations, sides, calibration.
+
+        None if operands do not go together, as in `add(W, X)`.
+        """
         if not self.operands:
             return Units() if self.is_constant else TERMINALS[self.name].units
-        units = [operand._units for operand in self.operands]
+        units = [operand.units for operand in self.operands]
         if self.name == POWER and units[0] and self.operands[1].is_constant:
             return operators.power_of(units[0], self.operands[1].value)
         over = operators.any_side(*(operand._sides for operand in self.operands))

@@ -121,7 +121,7 @@ class Fingerprints:
                 check_extremes(metric.text, layer, low, high)
         # Two groups may agree on a few rows, but not on whole layers; nor do a sum and a mean where
         # layers of several sizes compete, though all probed parts have one size.
-        growth = metric.units.n if metric.has_units else metric.text
+        growth = metric.units.n if metric.units else metric.text
         key = (criterion.group, criterion.group == "model" and growth)
         digest = hashlib.sha256(str(key).encode())
         for task, (probe, _) in enumerate(self.tasks):

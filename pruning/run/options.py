@@ -13,8 +13,7 @@ import typer
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prunevolve.evaluation.text import CORPORA, EMBEDDED
-from prunevolve.pruning.baselines import ALLOCATIONS, NAMED, SPARSEGPT
+from prunevolve.pruning.baselines import ALLOCATIONS
 from prunevolve.pruning.json_file import JsonObject, read_object, read_text
 
 _RECIPES = Path(__file__).parent / "recipes"
@@ -30,17 +29,6 @@ _GO_WITH = {
     "share": {"corpus"},
     "by_document": {"corpus"},
     "eval_split": {"eval_corpus"},
-}
-
-# What a shell offers for options whose types do not say it.
-_OFFERED = {
-    "model": [EMBEDDED],
-    "metric": [*NAMED, SPARSEGPT],
-    "pattern": ["unstructured", "2:4", "4:8"],
-    "group": ["row", "layer", "model"],
-    "allocation": [*ALLOCATIONS],
-    "corpus": [*CORPORA],
-    "eval_corpus": [*CORPORA],
 }
 
 
@@ -214,13 +202,10 @@ def parameters() -> list[Parameter]:
         help = str(field.description)
         if field.default not in (None, False):
             help = f"{help.removesuffix('.')}; default {field.default}."
-        offer = _OFFERED[name].copy if name in _OFFERED else None
         # Typer knows no rules, and no union of a number and a word.
         plain = {"eval_windows": str, "share": list[float]}
         kind: Any = plain.get(name, field.annotation)
         shown = "" if field.annotation in (bool, bool | None) else None  # no type for a flag
-        option = Annotated[
-            kind | None, typer.Option(help=help, autocompletion=offer, metavar=shown)
-        ]
+        option = Annotated[kind | None, typer.Option(help=help, metavar=shown)]
         listed.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=option))
     return listed

@@ -150,7 +150,7 @@ class Products:
     def _factor(self, tree: gp.PrimitiveTree) -> Metric | None:
         """Return what a tree is as a factor: relative, and never negative; None if it is none."""
         metric = grown(tree, self.comparable)
-        if metric.mistyped or metric.shape == NUMBER or (self.comparable and not metric.has_units):
+        if metric.mistyped or metric.shape == NUMBER or (self.comparable and not metric.units):
             return None
         relative = Metric("divrms", (metric, metric))
         return relative if metric.never_negative else Metric("exp", (relative,))

@@ -17,7 +17,7 @@ from deap import cma
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion, Metric, interned, is_number
-from prunevolve.pruning.operators import SETS_WITH_NUMBERS
+from prunevolve.pruning.operators import SETS_WITH_NUMBERS, Units
 from prunevolve.search.breeding.factors import MOST
 from prunevolve.search.breeding.product import as_power, exponents_of, factors_of, product_of_powers
 from prunevolve.search.breeding.simplify import simplify
@@ -91,7 +91,11 @@ class Genes:
         fixed = next((x for x in moved if is_root and factors[x] and x.name != "exp"), None)
         columns: list[Sequence[float]] = [(x == fixed,) for x in moved]
         if self._comparable:
-            columns = [(*(x.units.of_layer if is_root else x.units), x == fixed) for x in moved]
+            units = [x.units or Units() for x in moved]  # all have some
+            columns = [
+                (*(u.of_layer if is_root else u), x == fixed)
+                for u, x in zip(units, moved, strict=True)
+            ]
         free, follow = _solved(columns)
         genes = {moved[i]: self._gene() for i in free}
 
