@@ -13,7 +13,6 @@ from typing import Annotated
 from typer import Argument, Option
 
 from prunevolve import command_line
-from prunevolve.evaluation.text import EMBEDDED
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.run import options
@@ -41,7 +40,6 @@ def prune_model(
         Option(
             help=f"{', '.join(options.RECIPES)}, a pruning_recipe.json to repeat, or a YAML file "
             "of options; default fast without a metric. Options go over it.",
-            autocompletion=lambda: list(options.RECIPES),
         ),
     ] = None,
     resume: Annotated[
@@ -51,10 +49,7 @@ def prune_model(
         bool, _FLAG("--validate", help="Check the request and print the plan; write nothing.")
     ] = False,
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
-    evaluate: Annotated[
-        str | None,
-        Option(help="Measure any model by id or folder.", autocompletion=lambda: [EMBEDDED]),
-    ] = None,
+    evaluate: Annotated[str | None, Option(help="Measure any model by id or folder.")] = None,
     as_json: Annotated[bool, command_line.JSON_OPTION] = False,
     version: Annotated[bool, command_line.VERSION_OPTION] = False,
     **asked: object,

@@ -37,7 +37,6 @@ def command(
         Path | None,
         Option(
             help=f"YAML file, or {', '.join(shipped())}; default embedded.",
-            autocompletion=shipped,
         ),
     ] = None,
     out: Annotated[
