@@ -129,6 +129,42 @@ def test_report_fetches_nothing(finished):
     assert not re.search(r"url\(|@import|<link|<script", page)
 
 
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver here")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_report_is_no_wider_than_the_screen(on_two_tasks, width, tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, f"user-data-dir={tmp_path}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    # The driver is named, for Selenium would look for one elsewhere.
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as browser:
+        run = browser.execute_script
+        screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width == 390}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        browser.get((on_two_tasks[0] / "report.html").as_uri())
+        assert browser.get_log("browser") == []
+        run("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert run("return document.documentElement.scrollWidth") <= width
+        # Commands break between their words, not inside an option.
+        parts = "[...document.querySelectorAll('code span')].map(x => x.getClientRects().length)"
+        assert {*run(f"return {parts}")} == {1}
+        run("document.querySelectorAll('.wide').forEach(x => x.scrollLeft = 999)")
+        rows = browser.find_elements("css selector", "tbody tr") if width == 390 else []
+        for row in rows:  # names stay when a table scrolls, and formulas are below their rows
+            name, *_, last = row.find_elements("css selector", "td")
+            assert 0 <= name.rect["x"] < 30
+            if last.get_attribute("class") == "long" and last.text:
+                assert last.rect["x"] >= 0 and last.rect["x"] + last.rect["width"] <= width
+                assert last.rect["y"] >= name.rect["y"] + name.rect["height"] - 1
+
+
 def test_report_of_a_damaged_summary_is_refused(run, call):
     (run / "summary.json").write_text('{"tasks": [], "best": {}}')
     _, err = call("--report", run, code=4)

@@ -69,6 +69,29 @@ def test_group_model_waits_with_all_statistics():
     assert held.aside == {"hidden states": states, "statistics": 4 * 2 * BLOCK}
 
 
+def test_gram_matrix_and_training_are_work_on_a_block(headless):
+    sums = 4 * (6 * 16**2 + 24**2)
+    updated = Held("W", update="sparsegpt").passes["prune"]
+    assert updated >= OPEN + sums + 2 * BLOCK + 4 * (2 * 384 + 4 * 24**2)
+    trained = Held("W", update="reconstruct").passes["prune"]
+    assert trained == OPEN + 2 * BLOCK + 4 * 8 * BLOCK + BACK
+
+
+def test_scores_that_a_device_sorts_take_forty_bytes_each(headless):
+    # The largest matrix has 384 weights; the loop on the CPU needs three fp32 values for each.
+    for group, device, each in (("row", "cpu", 12), ("row", "cuda", 40), ("model", "cuda", 12)):
+        held = Held("W", group, device, tokens=2)
+        assert held.passes["prune"] == OPEN + 2 * BLOCK + each * 384
+
+
+def test_eager_attention_holds_the_scores_of_all_queries():
+    model = SimpleNamespace(shapes=toy_model("gemma2"), seqlen=TOKENS)
+    # In 4 heads five times 12 x 12 scores, with a graph nine.
+    for backward, scores in ((False, 5), (True, 9)):
+        values = TOKENS * (18 * 16 + 9 * 24 + scores * TOKENS * 4)
+        assert memory._activations(model, backward) == values
+
+
 def test_plan_holds_all_where_that_fits_and_puts_aside_what_does_not():
     held = Held(group="model")
     aside, most = sum(held.aside.values()), max(held.passes.values())
