@@ -21,6 +21,7 @@ from prunevolve.configs.schema import load as read_config
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import step
+from prunevolve.search.evaluator import free_memory_as_usual
 from prunevolve.search.evolution import Evolution, State
 from prunevolve.search.experiment import Experiment, pinned_config, resolve
 from prunevolve.search.pool import guard
@@ -31,7 +32,6 @@ from prunevolve.search.pool.workers import Backend
 from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
 from prunevolve.search.progress import OnRecord, Recorder, ignore
 from prunevolve.search.records import Record
-from prunevolve.search.resident import free_memory_as_usual
 from prunevolve.search.results import finish, rebuild_report, say_files
 from prunevolve.search.run_folder import FolderError, RunFolder
 

@@ -20,13 +20,12 @@ from torch import Tensor
 
 from prunevolve.command_line import Resumable
 from prunevolve.pruning.models import load_model
-from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.evaluator import Evaluator, Weights
 from prunevolve.search.experiment import Experiment, Subject
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import LOCAL, last_line
 from prunevolve.search.pool.worker import ROOT, Event, Fault, Job, Shared, Worker, code_digest
 from prunevolve.search.records import Timing
-from prunevolve.search.resident import Weights
 
 _LOOK_SECONDS = 1.0
 _MOST_FAILED = 5  # looks in a row that fail if Ray is lost; a single one may

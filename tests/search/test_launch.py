@@ -99,7 +99,7 @@ def test_first_worker_without_memory_ends_the_run_with_the_way_out(call, monkeyp
     def load(*arguments):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
 
-    monkeypatch.setattr("prunevolve.search.resident.load_model", load)
+    monkeypatch.setattr("prunevolve.search.evaluator.load_model", load)
     monkeypatch.setattr("prunevolve.search.pool.workers._LONGEST_BREAK", 0.1)
     _, err = call("--out", "run", "--set=ray.workers=0", code=3)
     assert err.rstrip() == (

@@ -7,9 +7,9 @@ import pytest
 import torch
 from toy_setup import SNIP, WANDA, brief, embedded_setup, jobs_of, outcomes_of, quiet_pool
 
+from prunevolve.search.evaluator import Resident
 from prunevolve.search.pool.worker import InProcess, fault_of
 from prunevolve.search.records import Candidate
-from prunevolve.search.resident import Resident
 
 CANDIDATES = [Candidate(0, WANDA), Candidate(1, SNIP)]
 CUDA = "CUDA error: an illegal memory access was encountered"
