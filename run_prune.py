@@ -26,8 +26,6 @@ EXAMPLES = (
     f"{command_line.PRUNE} --verify pruned",
     f"{command_line.PRUNE} --evaluate pruned --zero-shot rte,arc_easy",
 )
-
-
 _FLAG = partial(Option, metavar="")
 
 

@@ -97,7 +97,7 @@ def _parts(evaluator: Evaluator) -> dict[str, float]:
 def _prune(evaluator: Evaluator, name: str, group: Group) -> None:
     resident = evaluator.residents[0]
     resident.restore()
-    resident.forget_scores()  # of several tasks only the first computes them
+    resident._scored = None  # of several tasks only the first computes them
     resident.prune(named_metric(name).metric, Target(0.5, group))
 
 

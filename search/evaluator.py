@@ -92,7 +92,7 @@ class Resident:
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Prune by these statistics from now on; they are moved to the device once."""
         self.restore()
-        self.forget_scores()
+        self._scored = None
         self.statistics = {}  # the device may not have room for both
         give_back_freed_memory()  # left over if this process collected them itself
         self.statistics = {key: tensor.to(self._device) for key, tensor in tensors.items()}
@@ -128,10 +128,6 @@ class Resident:
                 kept_scores=self._scores if needed_again and not self._low_memory else None,
             )
         self._pruned = (metric, target)
-
-    def forget_scores(self) -> None:
-        """Compute scores anew from now on."""
-        self._scored, self._scores = None, {}
 
     def restore(self) -> None:
         """Restore the dense weights, bit for bit."""

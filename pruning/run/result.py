@@ -231,8 +231,6 @@ and it needs a kernel for it. `pruning_report.json` says what is in each layer, 
 {prune} --recipe pruning_recipe.json --out DIR
 ```
 """
-
-
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!])")  # what Markdown may take for more than text
 
 
