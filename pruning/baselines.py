@@ -14,6 +14,7 @@ class Baseline(NamedTuple):
 _RELATIVE = "add(quot(W, colsum(W)), quot(W, rowsum(W)))"
 _MEAN = "colmean(quot(M, G))"
 _DIRECTION = f"exp(mul(0.2, divrms({_MEAN}, {_MEAN})))"
+_ROWS = "rowmean(quot(M, G))"
 _BOTH = "mul(sqr(W), mul(G, sqrt(X)))"
 _MEANS = "mul(add(rowmean(W), colmean(W)), rowmean(sqrt(X)))"
 
@@ -70,9 +71,10 @@ NAMED: dict[str, Baseline] = {
     "directed-snip-wanda": Baseline(
         f"quot(mul({_DIRECTION}, {_BOTH}), {_MEANS})", "model", "this project, 2026"
     ),
-    "directed-snip-variance": Baseline(
-        f"quot(mul(mul(mul({_DIRECTION}, sqr(W)), G), "
-        "pow15(quot(sqrt(V), rowmean(sqrt(X))))), sqrt(mul(rowmean(W), colmean(W))))",
+    "directed-snip-deviation": Baseline(
+        f"mul(mul({_DIRECTION}, exp(mul(0.1, divrms({_ROWS}, {_ROWS})))), "
+        "quot(mul(power(mul(W, G), 1.3), mul(W, quot(sqrt(V), rowmean(sqrt(X))))), "
+        "sqrt(mul(rowmean(W), colmean(W)))))",
         "model",
         "this project, 2026",
     ),

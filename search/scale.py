@@ -155,10 +155,7 @@ def losses_by_task(
     measured: Measured,
     tasks: Sequence[int] = (),
 ) -> ByTask | None:
-    """Return a metric's losses on a text of some tasks, of all that count if none is named.
-
-    None if it cannot prune one of them.
-    """
+    """Return a metric's losses on a text of tasks, by default all that count; None if one lacks."""
     losses = [measured.get((task, role, criterion)) or [] for task in range(len(experiment.tasks))]
     return losses if all(losses[task] for task in tasks or experiment.tasks_of(role)) else None
 

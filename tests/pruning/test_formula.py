@@ -113,11 +113,12 @@ FORMULAS = {
         * (X.sqrt() / X.sqrt().mean())
         * torch.exp(0.2 * relative((M / G).mean(0)))
     ),
-    "directed-snip-variance": lambda W, G, X, V, B, H, M: (
-        (W * G)
+    "directed-snip-deviation": lambda W, G, X, V, B, H, M: (
+        (W * G) ** 1.3
         * (W / (W.mean(1, keepdim=True) * W.mean(0)).sqrt())
-        * (V.sqrt() / X.sqrt().mean()) ** 1.5
+        * (V.sqrt() / X.sqrt().mean())
         * torch.exp(0.2 * relative((M / G).mean(0)))
+        * torch.exp(0.1 * relative((M / G).mean(1, keepdim=True)))
     ),
 }
 
