@@ -111,10 +111,12 @@ class DiskOffload(MutableMapping[str, Tensor]):
         write_tensors(path, {"tensor": tensor.contiguous()}, sync=False)
 
     def __getitem__(self, key: str) -> Tensor:
-        path = self._path(key)
-        if not path.exists():
+        if key not in self:
             raise KeyError(key)
-        return read_tensor(path, "tensor")
+        return read_tensor(self._path(key), "tensor")
+
+    def __contains__(self, key: object) -> bool:  # without opening the file
+        return self._path(str(key)).exists()
 
     def __delitem__(self, key: str) -> None:
         self._path(key).unlink()
