@@ -92,7 +92,7 @@ class Resident:
     def use_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Prune by these statistics from now on; they are moved to the device once."""
         self.restore()
-        self._scored = None
+        self._scored, self._scores = None, {}
         self.statistics = {}  # the device may not have room for both
         give_back_freed_memory()  # left over if this process collected them itself
         self.statistics = {key: tensor.to(self._device) for key, tensor in tensors.items()}

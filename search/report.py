@@ -200,8 +200,8 @@ def path_table(path: Sequence[JsonObject]) -> Table:
     ]
     about = (
         "Each row leaves out one more factor; with more than can win, none is measured but the "
-        "first. Of all finalists with few factors, the shortest is chosen that is behind the best "
-        "of them by no more than the standard error of that, between windows and between models."
+        "first. Of all finalists with few factors, the shortest is chosen that is at most 2% worse "
+        "than the best of them, and within the standard error, between windows and models."
     )
     return Table("Fewer factors", about, (*STANDING, LEFT_OUT), rows)
 
