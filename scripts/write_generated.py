@@ -10,6 +10,7 @@ from prunevolve.configs.files import BASE
 from prunevolve.configs.schema import Config
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.masks import GROUPS, group_of
+from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import OPERATORS
 from prunevolve.pruning.parse import resolve_metric
 from prunevolve.pruning.passes import Pass, passes_of
@@ -74,7 +75,8 @@ def lists() -> dict[str, str]:
         "operators": _list(_operators()),
         "groups": _list(f"`{name}`: {_doc(group_of(name))}" for name in GROUPS),
         "named": _list(
-            f"`{name}` ({row.group}): `{row.text}`. {row.source}" for name, row in NAMED.items()
+            f"`{name}` ({row.group}): `{Metric.parse(row.text).infix}`. {row.source}"
+            for name, row in NAMED.items()
         ),
     }
 
