@@ -89,7 +89,7 @@ def test_recipe_is_the_command_lines_with_other_arguments_over_it():
     by_recipe, expected = toy_model("llama"), toy_model("llama")
     report = prune(by_recipe, windows=toy_windows(), recipe="best", sparsity=0.6)
     best = {"update": "reconstruct", "sparsity": 0.6}
-    assert report == prune(expected, "directed-snip-wanda", toy_windows(), **best)
+    assert report == prune(expected, "directed-snip-deviation", toy_windows(), **best)
     assert_same_tensors(weights_of(by_recipe), weights_of(expected))
     given = prune(toy_model("llama"), "wanda", toy_windows(), recipe="best", pattern="2:4")
     assert (given.metric, given.pattern) == ("mul(W, sqrt(X))", "2:4")
