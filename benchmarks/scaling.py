@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ from tables import conditions, show, write_json
 from prunevolve import Record, evolve, read_config
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
-from prunevolve.search.pool.worker import Event, InProcess, Job, Shared, Worker
+from prunevolve.search.pool.worker import Event, InProcess, Job, Loaded, Shared, Worker
 from prunevolve.search.records import Candidate, Outcome, Timing
 
 COLUMNS = ("busy", "driver_ms", "feeds", "candidates")
@@ -60,10 +60,15 @@ class Case:
         """The search's lag."""
         return LAG * self.workers
 
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest evaluation."""
+        return self.seconds * (LONG_FACTOR if self.uneven else 1)
+
     def duration(self, candidate: Candidate) -> float:
         """Return how long an evaluation takes; it depends on the candidate alone."""
-        long = self.uneven and _fraction(str(candidate.index)) < LONG_FRACTION
-        return self.seconds * (LONG_FACTOR if long else 1)
+        long = _fraction(str(candidate.index)) < LONG_FRACTION
+        return self.longest if long else self.seconds
 
 
 SIZES = ((16, 2.0), (64, 2.0), (256, 5.0), (1024, 20.0))
@@ -114,8 +119,11 @@ class Sleepers(InProcess):
         if job.method == "load" and worker > 1:
             self._ready.append((worker, *self._loaded))
         elif job.method != "evaluate":
-            self._ready.append((worker, *self._worker.do(job, shared)))
-            self._loaded = self._ready[-1][1:] if job.method == "load" else self._loaded
+            result, timing = self._worker.do(job, shared)
+            if isinstance(result, Loaded):  # from whose seconds deadlines follow
+                result = replace(result, seconds=self._case.longest)
+                self._loaded = result, timing
+            self._ready.append((worker, result, timing))
         else:
             candidate = job.candidate
             now = time.monotonic()
