@@ -95,15 +95,16 @@ def choose(
     measured.sort(key=lambda x: x.fitness)
     leaders = [x for x in measured if "-" not in x.name][:SHORTENED]
     steps = judge.paths(leaders)
-    # Its own candidate may be shortened in another way now.
-    names = {step.name for step in steps}
-    measured = [replace(x, name=f"{x.name}-before") if x.name in names else x for x in measured]
-    standings = sorted([*measured, *steps], key=lambda x: x.fitness)
+    # The winner before may be a step again, or its candidate be shortened in another way now.
+    names, again = {x.name for x in steps}, {x.record.criterion for x in steps}
+    others = [x for x in measured if x.record.criterion not in again]
+    others = [replace(x, name=f"{x.name}-before") if x.name in names else x for x in others]
+    standings = sorted([*others, *steps], key=lambda x: x.fitness)
     short = [x for x in standings if x.factors <= MOST] or standings
     best = short[0]
     near = [x for x in short if x.fitness - best.fitness <= WORSE * abs(best.fitness)]
     good = [x for x in near if judge.difference(x, best).is_small]
-    if before and (was := [x for x in measured if x.record.criterion == before.record.criterion]):
+    if before and (was := [x for x in standings if x.record.criterion == before.record.criterion]):
         good = [x for x in good if x.fitness <= was[0].fitness] or was
     winner = min(good, key=lambda x: (x.factors, x.fitness))
 

@@ -191,3 +191,11 @@ def test_names_of_a_winner_and_of_its_own_candidate_differ(judged):
     choice = judged(costing(COSTS), product("XVHM"), before=was)
     names = [row["name"] for row in choice.standings]
     assert len(names) == len(set(names))
+
+
+def test_a_winner_that_is_found_again_is_one_row_and_on_its_path(judged):
+    was = judged(costing(COSTS), product("XVH")).winner
+    choice = judged(costing(COSTS), product("XVH"), before=was)
+    assert [row["name"] for row in choice.standings if row["chosen"]] == ["0-2"]
+    assert [row["name"] for row in choice.path if row["chosen"]] == ["0-2"]
+    assert len(choice.standings) == len(choice.path) == 4
