@@ -18,8 +18,9 @@ def exponents_of(metric: Metric, relative: bool) -> Exponents:
     """Return the bases whose product a metric is, with their exponents.
 
     Numbers in an exponential's product are its exponent: exp(mul(c, x)) is exp(x) to the power c.
-    If relative, a matrix and its mean are one base where both are there, so that each base can be
-    left out alone without a change of units: W^1.4 / rowmean(W)^0.4 is W · (W / rowmean W)^0.4.
+    If relative, a matrix and its mean, or that of a power of it, are one base where both are there,
+    so that each base can be left out alone without a change of units: W^1.4 / rowmean(W)^0.4 is
+    W · (W / rowmean W)^0.4.
     """
     exponents: Exponents = {}
     for base, exponent in _flat(metric, 1.0):
@@ -27,11 +28,21 @@ def exponents_of(metric: Metric, relative: bool) -> Exponents:
             exponents[base] = exponents.get(base, 0.0) + exponent
     for base in list(exponents) if relative else ():
         match base:
-            case Metric("rowmean" | "colmean", (m,)) if m in exponents and m.never_negative:
-                exponent = exponents.pop(base)
-                exponents[Metric("quot", (m, base))] = -exponent
-                exponents[m] = round(exponents[m] + exponent, 6)
+            case Metric("rowmean" | "colmean", (inner,)):
+                m, power = as_power(inner)
+                if m in exponents and m.never_negative:
+                    exponent = exponents.pop(base)
+                    exponents[Metric("quot", (inner, base))] = -exponent
+                    exponents[m] = round(exponents[m] + power * exponent, 6)
     return exponents
+
+
+def relative_of(base: Metric) -> Metric | None:
+    """Return x of a base x / rowmean(x) or x / colmean(x); None of any other."""
+    match base:
+        case Metric("quot", (x, Metric("rowmean" | "colmean", (inner,)))) if x == inner:
+            return x
+    return None
 
 
 def factors_of(metric: Metric) -> Exponents:
@@ -64,13 +75,10 @@ def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:
     """
     flat: Exponents = {}
     for base, exponent in powers:
-        match base:
-            case Metric("quot", (matrix, Metric("rowmean" | "colmean", (inner,)) as mean)) if (
-                matrix == inner
-            ):
-                parts = [(matrix, exponent), (mean, -exponent)]
-            case _:
-                parts = [(base, exponent)]
+        parts = [(base, exponent)]
+        if inner := relative_of(base):
+            m, power = as_power(inner)
+            parts = [(m, power * exponent), (base.operands[1], -exponent)]
         for part, share in parts:
             flat[part] = round(flat.get(part, 0.0) + share, 6)
     above, below = [], []
