@@ -76,7 +76,7 @@ def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:
     flat: Exponents = {}
     for base, exponent in powers:
         parts = [(base, exponent)]
-        if inner := relative_of(base):
+        if (inner := relative_of(base)) and as_power(inner)[0].never_negative:
             m, power = as_power(inner)
             parts = [(m, power * exponent), (base.operands[1], -exponent)]
         for part, share in parts:

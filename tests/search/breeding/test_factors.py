@@ -175,6 +175,11 @@ def test_product_of_powers_gives_the_scores_of_the_factors_and_one_power_a_matri
     assert checked > 150
 
 
+def test_root_of_a_square_of_two_signs_is_its_magnitude():
+    square = Metric.parse("quot(sqr(M), rowmean(sqr(M)))")
+    assert product_of_powers([(Metric("W"), 1), (square, 0.5)]).never_negative
+
+
 @pytest.mark.parametrize(
     ("text", "comparable", "rests"),
     [
