@@ -20,7 +20,6 @@ from prunevolve.pruning.operators import MATRIX, NUMBER
 from prunevolve.search.breeding.product import (
     Exponents,
     ablations,
-    as_power,
     factors_of,
     product_of_powers,
     relative_of,
@@ -58,7 +57,7 @@ def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
     if group == "model":
         return tuple(allowed)
     # Where layers do not compete, a statistic that is relative to its layer's mean is itself.
-    alone = [x if x.shape == MATRIX else as_power(relative_of(x) or x)[0] for x in allowed]
+    alone = [x if x.shape == MATRIX else (relative_of(x) or (x,))[0] for x in allowed]
     return tuple(x for x in alone if x.shape.by_column or (group == "layer" and x.shape != NUMBER))
 
 

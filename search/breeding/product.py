@@ -37,11 +37,12 @@ def exponents_of(metric: Metric, relative: bool) -> Exponents:
     return exponents
 
 
-def relative_of(base: Metric) -> Metric | None:
-    """Return x of a base x / rowmean(x) or x / colmean(x); None of any other."""
+def relative_of(base: Metric) -> tuple[Metric, float] | None:
+    """Return m and p of a base that is m^p over its mean, m not being negative; None of others."""
     match base:
         case Metric("quot", (x, Metric("rowmean" | "colmean", (inner,)))) if x == inner:
-            return x
+            m, power = as_power(x)
+            return (m, power) if m.never_negative else None
     return None
 
 
@@ -76,8 +77,8 @@ def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:
     flat: Exponents = {}
     for base, exponent in powers:
         parts = [(base, exponent)]
-        if (inner := relative_of(base)) and as_power(inner)[0].never_negative:
-            m, power = as_power(inner)
+        if found := relative_of(base):
+            m, power = found
             parts = [(m, power * exponent), (base.operands[1], -exponent)]
         for part, share in parts:
             flat[part] = round(flat.get(part, 0.0) + share, 6)
