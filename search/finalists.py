@@ -7,10 +7,12 @@ Classification and Regression Trees, Section 3.4.3). A metric is judged on the f
 selection texts alike, and the error is that between models as well as that between windows.
 """
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 from statistics import fmean
 
 from rich.console import Console
@@ -25,6 +27,7 @@ from prunevolve.search.records import Record, Wanted
 from prunevolve.search.scale import ByTask, Difference, Scale, losses_by_task, scale_of, wanted_of
 
 SHORTENED = 2  # finalists that are also measured with fewer factors
+TRIED = 3  # factors of a finalist that are measured again once another is left out
 WORSE = 0.02  # of the best's fitness; from few models the error alone is too rough a limit
 ROLES = ("fitness", "selection")  # the texts that finalists are measured on
 
@@ -148,34 +151,39 @@ class _Judge:
     def paths(self, leaders: Sequence[Finalist]) -> list[Finalist]:
         """Return finalists without several factors, one more each time, as far as they can prune.
 
-        Factors are left out in the order of what the finalist loses without each on the selection
-        text of one task of each model. What still has more than `MOST` factors cannot win, and is
-        not measured.
+        The next to go is the factor without which a finalist loses least on the selection text of
+        one task of each model. Factors may do the same, and of such only one can go: so those that
+        were worth least are measured again after each step. What still has more than `MOST` factors
+        cannot win, and is only measured there.
         """
         experiment, role = self._experiment, "selection"
-        shorter = [self._ablations(leader) for leader in leaders]
-        criteria = [criterion for by_base in shorter for criterion in by_base.values()]
         of_models = {experiment.subject_of[i]: i for i in reversed(experiment.tasks_of(role))}
         tasks = [*of_models.values()]
-        wanted = [(task, role, x) for x in criteria for task in tasks]
-        measured = self._pool.losses("finalists without each factor", wanted)
-        fitness = {
-            criterion: self._scales[1].fitness(losses)
-            for criterion in criteria
-            if (losses := losses_by_task(experiment, role, criterion, measured, tasks))
-        }
-        paths = []
-        for leader, by_base in zip(leaders, shorter, strict=True):
-            step, count = leader, 0
-            for base in sorted(by_base, key=lambda x: fitness.get(by_base[x], math.inf)):
-                if criterion := self._ablations(step).get(base):
-                    count += 1
-                    candidate = replace(leader.record.candidate, criterion=criterion)
-                    record = Record(candidate, leader.record.outcome)
-                    step = Finalist(f"{record.index}-{count}", record, left_out=base)
-                    paths.append(step)
+        steps, paths = list(leaders), []
+        fitness: list[dict[Metric, float]] = [{} for _ in leaders]  # without each factor
+        for count in itertools.count(1):
+            shorter = [
+                {base: rest[base] for base in _to_try(rest, known)}
+                for rest, known in zip(map(self._ablations, steps), fitness, strict=True)
+            ]
+            wanted = [
+                (i, role, rest) for tried in shorter for rest in tried.values() for i in tasks
+            ]
+            if not wanted:
+                break
+            measured = self._pool.losses(f"leaving out factor {count}", wanted)
+            for i, tried in enumerate(shorter):
+                for base, rest in tried.items():
+                    losses = losses_by_task(experiment, role, rest, measured, tasks)
+                    fitness[i][base] = self._scales[1].fitness(losses) if losses else math.inf
+                if tried:
+                    left_out = min(tried, key=fitness[i].__getitem__)
+                    candidate = replace(leaders[i].record.candidate, criterion=tried[left_out])
+                    record = Record(candidate, leaders[i].record.outcome)
+                    steps[i] = Finalist(f"{record.index}-{count}", record, left_out=left_out)
+                    paths.append(steps[i])
         few = [step for step in paths if step.factors <= MOST]
-        return self.measured("finalists without some factors", few)
+        return self.measured("finalists with few factors", few)
 
     def _ablations(self, finalist: Finalist) -> dict[Metric, Criterion]:
         """Return a finalist without each factor that can go, by the factor's base."""
@@ -202,6 +210,14 @@ class _Judge:
                 group = cell.model if several else (role, cell.task, cell.text)
                 parts[group].append((cell.weight / len(ROLES), fmean(windows)))
         return Difference(mean, math.hypot(*between_windows, _error_between(list(parts.values()))))
+
+
+def _to_try(shorter: Mapping[Metric, Criterion], known: Mapping[Metric, float]) -> list[Metric]:
+    """Return the factors to leave out, given the fitness without each as it was last measured."""
+    new = [base for base in shorter if base not in known]
+    return new + nsmallest(
+        TRIED, (base for base in shorter if base in known), key=known.__getitem__
+    )
 
 
 def _error_between(parts: Sequence[Sequence[tuple[float, float]]]) -> float:

@@ -117,6 +117,29 @@ def test_one_task_of_each_model_says_what_goes_first(judged):
     assert without == [("selection", 0), ("selection", 1)]
 
 
+def test_of_factors_that_do_the_same_one_stays(judged):
+    def rises(role, task, text):
+        has = {x: factor(x) in text for x in "XVH"}
+        return [2.0 + 0.5 * (not has["X"] and not has["V"]) + 0.1 * (not has["H"])] * 2
+
+    choice = judged(rises, product("XVH"))
+    assert [step["left_out"] for step in choice.path] == [None, *map(factor, "XHV")]
+
+
+def test_few_factors_are_measured_again_after_each_step(judged, monkeypatch):
+    monkeypatch.setattr(finalists, "TRIED", 1)
+    asked = set()
+    rises = costing({x: (cost, cost) for cost, x in enumerate("XVHM", 1)})
+
+    def asked_for(role, task, text):
+        if role == "selection" and "mul(W, G)" in text:
+            asked.add(text)
+        return rises(role, task, text)
+
+    judged(asked_for, product("XVHM"))
+    assert len(asked) == 1 + 4 + 3  # the finalist, it without each factor, then one for each step
+
+
 def test_error_is_that_between_windows_and_that_between_models(judged):
     def rises(role, task, text):
         if factor("X") in text:
