@@ -17,13 +17,7 @@ from deap import gp
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, NUMBER
-from prunevolve.search.breeding.product import (
-    Exponents,
-    ablations,
-    factors_of,
-    product_of_powers,
-    relative_of,
-)
+from prunevolve.search.breeding.product import Exponents, ablations, factors_of, product_of_powers
 from prunevolve.search.breeding.trees import grown, to_tree
 
 MOST = 7
@@ -36,14 +30,12 @@ GROWN = 0.25  # probability that a drawn factor is grown and not of the table
 MUTATIONS = {"add": 3, "remove": 2, "exchange": 2, "vary": 1}  # how often each is drawn
 
 _SIDES = ("rowmean({})", "colmean({})")
-# Statistics of inputs and outputs are relative to the mean of their roots: their root mean square
-# is that of a few huge ones, by which a layer would lose more or less than others (docs/LOG.md).
 _RELATIVE = (
     *(f"quot({x}, {side.format(x)})" for x in "WG" for side in _SIDES),
     *(f"divrms({side.format('mul(W, G)')}, mul(W, G))" for side in _SIDES),
     *(f"exp(divrms({x}, {x}))" for x in (side.format("quot(M, G)") for side in _SIDES)),
-    *(f"quot(sqrt({x}), rowmean(sqrt({x})))" for x in "XVH"),
-    *("quot(sqrt(B), colmean(sqrt(B)))", "I", "exp(D)"),
+    *(f"divrms({x}, {x})" for x in "XVBH"),
+    *("I", "exp(D)"),
 )
 _TABLE = tuple(map(Metric.parse, _RELATIVE))
 
@@ -54,11 +46,9 @@ def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
     What is the same for all that compete in a comparison group is left out.
     """
     allowed = [factor for factor in _TABLE if factor.terminals <= set(terminals)]
-    if group == "model":
-        return tuple(allowed)
-    # Where layers do not compete, a statistic that is relative to its layer's mean is itself.
-    alone = [x if x.shape == MATRIX else (relative_of(x) or (x,))[0] for x in allowed]
-    return tuple(x for x in alone if x.shape.by_column or (group == "layer" and x.shape != NUMBER))
+    if group == "row":
+        return tuple(factor for factor in allowed if factor.shape.by_column)
+    return tuple(x for x in allowed if group == "model" or x.shape != NUMBER)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ def exponents_of(metric: Metric, relative: bool) -> Exponents:
     """Return the bases whose product a metric is, with their exponents.
 
     Numbers in an exponential's product are its exponent: exp(mul(c, x)) is exp(x) to the power c.
-    If relative, a matrix and its mean, or that of a power of it, are one base where both are there,
-    so that each base can be left out alone without a change of units: W^1.4 / rowmean(W)^0.4 is
-    W · (W / rowmean W)^0.4.
+    If relative, a matrix and its mean are one base where both are there, so that each base can be
+    left out alone without a change of units: W^1.4 / rowmean(W)^0.4 is W · (W / rowmean W)^0.4.
     """
     exponents: Exponents = {}
     for base, exponent in _flat(metric, 1.0):
@@ -28,22 +27,11 @@ def exponents_of(metric: Metric, relative: bool) -> Exponents:
             exponents[base] = exponents.get(base, 0.0) + exponent
     for base in list(exponents) if relative else ():
         match base:
-            case Metric("rowmean" | "colmean", (inner,)):
-                m, power = as_power(inner)
-                if m in exponents and m.never_negative:
-                    exponent = exponents.pop(base)
-                    exponents[Metric("quot", (inner, base))] = -exponent
-                    exponents[m] = round(exponents[m] + power * exponent, 6)
+            case Metric("rowmean" | "colmean", (m,)) if m in exponents and m.never_negative:
+                exponent = exponents.pop(base)
+                exponents[Metric("quot", (m, base))] = -exponent
+                exponents[m] = round(exponents[m] + exponent, 6)
     return exponents
-
-
-def relative_of(base: Metric) -> tuple[Metric, float] | None:
-    """Return m and p of a base that is m^p over its mean, m not being negative; None of others."""
-    match base:
-        case Metric("quot", (x, Metric("rowmean" | "colmean", (inner,)))) if x == inner:
-            m, power = as_power(x)
-            return (m, power) if m.never_negative else None
-    return None
 
 
 def factors_of(metric: Metric) -> Exponents:
@@ -76,10 +64,13 @@ def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:
     """
     flat: Exponents = {}
     for base, exponent in powers:
-        parts = [(base, exponent)]
-        if found := relative_of(base):
-            m, power = found
-            parts = [(m, power * exponent), (base.operands[1], -exponent)]
+        match base:
+            case Metric("quot", (matrix, Metric("rowmean" | "colmean", (inner,)) as mean)) if (
+                matrix == inner
+            ):
+                parts = [(matrix, exponent), (mean, -exponent)]
+            case _:
+                parts = [(base, exponent)]
         for part, share in parts:
             flat[part] = round(flat.get(part, 0.0) + share, 6)
     above, below = [], []
