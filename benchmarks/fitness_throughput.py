@@ -37,7 +37,7 @@ PRUNED: dict[str, Group] = {
 PRUNE, WINDOW = "prune in all, ", "forward and loss, one window"
 
 PRUNING_BAR = "0.50 of a window"
-BARS = {"driver_ms_per_candidate": "5", "candidates_an_hour": ""}
+BARS = {"driver_ms_per_candidate": "10", "candidates_an_hour": ""}
 
 
 def main(
