@@ -199,9 +199,10 @@ def path_table(path: Sequence[JsonObject]) -> Table:
         for step in sorted(path, key=lambda step: -step["factors"])
     ]
     about = (
-        "Each row leaves out one more factor; with more than can win, none is measured but the "
-        "first. Of all finalists with few factors, the shortest is chosen that is at most 2% worse "
-        "than the best of them, and within the standard error, between windows and models."
+        "Each row leaves out one more factor, that which is missed least; with more than can win, "
+        "none is measured but the first. Of all finalists with few factors, the shortest is chosen "
+        "that is at most 2% worse than the best of them, and within the standard error, between "
+        "windows and models."
     )
     return Table("Fewer factors", about, (*STANDING, LEFT_OUT), rows)
 
