@@ -7,7 +7,6 @@ Classification and Regression Trees, Section 3.4.3). A metric is judged on the f
 selection texts alike, and the error is that between models as well as that between windows.
 """
 
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -159,31 +158,40 @@ class _Judge:
         experiment, role = self._experiment, "selection"
         of_models = {experiment.subject_of[i]: i for i in reversed(experiment.tasks_of(role))}
         tasks = [*of_models.values()]
-        steps, paths = list(leaders), []
+        paths = [[leader] for leader in leaders]
         fitness: list[dict[Metric, float]] = [{} for _ in leaders]  # without each factor
-        for count in itertools.count(1):
-            shorter = [
-                {base: rest[base] for base in _to_try(rest, known)}
-                for rest, known in zip(map(self._ablations, steps), fitness, strict=True)
-            ]
+        while True:
+            shorter = [self._to_try(path[-1], x) for path, x in zip(paths, fitness, strict=True)]
             wanted = [
                 (i, role, rest) for tried in shorter for rest in tried.values() for i in tasks
             ]
             if not wanted:
                 break
-            measured = self._pool.losses(f"leaving out factor {count}", wanted)
-            for i, tried in enumerate(shorter):
+            stage = f"leaving out factor {max(map(len, paths))}"
+            measured = self._pool.losses(stage, wanted)
+            for path, tried, known in zip(paths, shorter, fitness, strict=True):
                 for base, rest in tried.items():
                     losses = losses_by_task(experiment, role, rest, measured, tasks)
-                    fitness[i][base] = self._scales[1].fitness(losses) if losses else math.inf
+                    known[base] = self._scales[1].fitness(losses) if losses else math.inf
                 if tried:
-                    left_out = min(tried, key=fitness[i].__getitem__)
-                    candidate = replace(leaders[i].record.candidate, criterion=tried[left_out])
-                    record = Record(candidate, leaders[i].record.outcome)
-                    steps[i] = Finalist(f"{record.index}-{count}", record, left_out=left_out)
-                    paths.append(steps[i])
-        few = [step for step in paths if step.factors <= MOST]
+                    left_out = min(tried, key=known.__getitem__)
+                    record = path[0].record
+                    candidate = replace(record.candidate, criterion=tried[left_out])
+                    record = Record(candidate, record.outcome)
+                    path.append(Finalist(f"{record.index}-{len(path)}", record, left_out=left_out))
+        few = [step for path in paths for step in path[1:] if step.factors <= MOST]
         return self.measured("finalists with few factors", few)
+
+    def _to_try(self, finalist: Finalist, known: Mapping[Metric, float]) -> dict[Metric, Criterion]:
+        """Return a finalist without each factor that may go next, by the factor's base.
+
+        `known` is the fitness without each as it was last measured.
+        """
+        shorter = self._ablations(finalist)
+        new = [base for base in shorter if base not in known]
+        old = (base for base in shorter if base in known)
+        tried = new + nsmallest(TRIED, old, key=known.__getitem__)
+        return {base: shorter[base] for base in tried}
 
     def _ablations(self, finalist: Finalist) -> dict[Metric, Criterion]:
         """Return a finalist without each factor that can go, by the factor's base."""
@@ -210,14 +218,6 @@ class _Judge:
                 group = cell.model if several else (role, cell.task, cell.text)
                 parts[group].append((cell.weight / len(ROLES), fmean(windows)))
         return Difference(mean, math.hypot(*between_windows, _error_between(list(parts.values()))))
-
-
-def _to_try(shorter: Mapping[Metric, Criterion], known: Mapping[Metric, float]) -> list[Metric]:
-    """Return the factors to leave out, given the fitness without each as it was last measured."""
-    new = [base for base in shorter if base not in known]
-    return new + nsmallest(
-        TRIED, (base for base in shorter if base in known), key=known.__getitem__
-    )
 
 
 def _error_between(parts: Sequence[Sequence[tuple[float, float]]]) -> float:
