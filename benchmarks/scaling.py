@@ -118,7 +118,7 @@ class Sleepers(InProcess):
         assert self._worker
         if job.method == "load" and worker > 1:
             self._ready.append((worker, *self._loaded))
-        elif job.method != "evaluate":
+        elif job.method != "evaluating":
             result, timing = self._worker.do(job, shared)
             if isinstance(result, Loaded):  # from whose seconds deadlines follow
                 result = replace(result, seconds=self._case.longest)
@@ -146,9 +146,7 @@ def _made_up(candidate: Candidate, tasks: int) -> Outcome:
     """Return an outcome that depends on the candidate alone."""
     fitness = LOWEST + SPREAD * _fraction(str(candidate.criterion))
     rises = (fitness,) * tasks
-    if candidate.part:
-        return Outcome("sampled", None, 1024, "to tune numbers", fitness, rises)
-    if candidate.limit is not None and fitness > candidate.limit:
+    if candidate.limits and fitness > candidate.limits.entry:
         return Outcome("stopped", None, 512, f"rise {fitness:.4f}", fitness, rises)
     return Outcome("evaluated", fitness, 8192, rises=rises)
 

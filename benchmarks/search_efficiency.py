@@ -67,20 +67,13 @@ VARIANTS: dict[str, Variant] = {
     "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
     "no mutation": Variant(["search.mutation=0"]),
     "no grown factors": Variant(replaced={f"{_BREEDING}.factors.GROWN": 0.0}),
-    "8 factors": Variant(replaced={f"{_BREEDING}.factors.MOST": 8, f"{_BREEDING}.tuning.MOST": 8}),
-    "12 factors": Variant(
-        replaced={f"{_BREEDING}.factors.MOST": 12, f"{_BREEDING}.tuning.MOST": 12}
-    ),
     "no simplification": Variant(
         replaced={f"{_BREEDING}.variation.simplify": lambda criterion: criterion}
     ),
     "no equal masks": Variant(
         replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
     ),
-    "no tuning": Variant(replaced={f"{_BREEDING}.tuning.BRED": 1}),
-    "samples as drawn": Variant(replaced={f"{_BREEDING}.tuning.DRAWN": 1}),
-    "whole windows": Variant(replaced={f"{_BREEDING}.tuning.PARTS": 1}),
-    "steps of 0.3": Variant(replaced={f"{_BREEDING}.tuning.SIGMA": 0.3}),
+    "no descents": Variant(replaced={"prunevolve.search.evolution.DESCENTS": math.inf}),
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},

@@ -253,8 +253,8 @@ UNDRAWN: dict[str, Operator] = {
     "pow15": Operator(1, lambda x: x.abs().sqrt().mul_(x.abs()), "|x| ** 1.5", True, _power(3 / 2)),
     "cube": Operator(1, lambda x: (x * x).mul_(x), "x * x * x, with its sign", all, _power(3)),
 }
-"""Powers, which factor mutations and tuning make; in trees grown node by node an exponent could be
-anything. The last three are what older metrics have."""
+"""Powers, which factor mutations and descents make; in trees grown node by node an exponent could
+be anything. The last three are what older metrics have."""
 
 TWINS: dict[str, Operator] = {
     "divrms": Operator(

@@ -122,7 +122,7 @@ class Stream:
             hidden = self.input(last, i).requires_grad_(True)
             with torch.enable_grad():
                 states = _states_at_head(model, window, hidden)
-            states.backward(_gradient_at_head(model, window, states[0])[None])
+            states.backward(gradient_at_head(model, window, states[0])[None])
             assert hidden.grad is not None
             self._put(last, i, hidden.grad)
         self._settle()
@@ -168,7 +168,7 @@ def _capped(model: PreTrainedModel, logits: Tensor) -> Tensor:
     return cap * torch.tanh(logits.float() / cap) if cap else logits.float()
 
 
-def _gradient_at_head(model: PreTrainedModel, window: Tensor, states: Tensor) -> Tensor:
+def gradient_at_head(model: PreTrainedModel, window: Tensor, states: Tensor) -> Tensor:
     """Return the gradient of a window's mean NLL by what enters the head, (T, hidden_size)."""
     at_head = torch.zeros_like(states)
     for start in range(0, len(window) - 1, HEAD_TOKENS):

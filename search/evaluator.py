@@ -8,7 +8,8 @@ few windows first; a candidate that is clearly not the best is not measured to t
 import ctypes
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product, zip_longest
 from typing import NamedTuple
 
@@ -26,9 +27,11 @@ from prunevolve.pruning.pruner import collect, prune
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import ResidentStore
+from prunevolve.search.breeding.simplify import simplify
+from prunevolve.search.descent import Descent, Ground, Step, descend, shorten
 from prunevolve.search.experiment import Experiment, Subject
 from prunevolve.search.fingerprint import take_probe
-from prunevolve.search.records import Candidate, Kind, Outcome
+from prunevolve.search.records import Candidate, Kind, Limits, Outcome
 from prunevolve.search.scale import Scale
 
 SLACK = 0.2
@@ -129,6 +132,21 @@ class Resident:
             )
         self._pruned = (metric, target)
 
+    def ground(self, target: Target, weights: Sequence[float]) -> Ground:
+        """Return where a descent prunes to a target, given weights of the windows it draws from;
+        scores that are kept go, as it needs the room.
+        """
+        self._scored, self._scores = None, {}
+        return Ground(
+            self.store,
+            self.master,
+            self.statistics,
+            target,
+            self.tokens["descent"].to(self._device),
+            torch.tensor(weights),
+            self._low_memory,
+        )
+
     def restore(self) -> None:
         """Restore the dense weights, bit for bit."""
         self._pruned = None
@@ -161,15 +179,70 @@ class Evaluator:
         return take_probe(resident.master, resident.statistics, resident.store.blocks, targets)
 
     def evaluate(self, candidate: Candidate) -> Outcome:
-        """Prune, measure on the fitness windows stage by stage, and restore."""
+        """Return a candidate's outcome; see `evaluating`."""
+        steps = self.evaluating(candidate)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+
+    def evaluating(self, candidate: Candidate) -> Generator[Step, None, Outcome]:
+        """Prune, measure on the fitness windows stage by stage, restore, and return the outcome.
+
+        A descent comes first where the candidate is one, and yields after each step.
+        """
         try:
-            return self._measure(candidate)
+            if candidate.origin != "descent":
+                return self._measure(candidate)
+            criterion, breeder = candidate.criterion, self.experiment.breeder
+            added = (breeder.core, *breeder.factors)
+            descent = self._descent(criterion, added, candidate.index)
+            yield from descend(descent)
+            tuned = simplify(replace(criterion, metric=descent.metric))
+            outcome = self._measure(replace(candidate, criterion=tuned))
+            return replace(outcome, tuned=tuned)
         except DegenerateScores as error:
             # No mask can be made from the scores: the metric's fault, which only all layers show.
             return Outcome("degenerate", reason=str(error))
         finally:
             for resident in self.residents:
                 resident.restore()
+
+    def shortening(
+        self, criterion: Criterion, index: int
+    ) -> Generator[Step, None, list[tuple[Criterion, Metric]]]:
+        """Return a candidate's criterion with ever fewer factors, and the base that each lost.
+
+        Those that are left descend a little after each; yields after each step.
+        """
+        shorter = []
+        try:
+            for came in shorten(self._descent(criterion, (), index, 1)):
+                if isinstance(came, Step):
+                    yield came
+                else:
+                    shorter.append((simplify(replace(criterion, metric=came[0])), came[1]))
+        except DegenerateScores:
+            pass  # it is as short as it can be
+        finally:
+            for resident in self.residents:
+                resident.restore()
+        return shorter
+
+    def _descent(self, criterion: Criterion, added: Sequence[Metric], *key: int) -> Descent:
+        """Return a descent on all tasks, whose draws follow from a key."""
+        experiment, grounds = self.experiment, []
+        for task in experiment.tasks_of("fitness"):
+            cells = {cell.text: cell for cell in self.scale.cells if cell.task == task}
+            share = sum(cell.weight for cell in cells.values())
+            kinds = experiment.kinds_of(task, "descent")
+            target = experiment.target(task, criterion.group)
+            weights = [share / cells[kind].rise for kind in kinds]
+            grounds.append(self._resident(task).ground(target, weights))
+        comparable, seed = experiment.breeder.comparable, experiment.config.search.seed
+        return Descent(criterion.metric, added, comparable, grounds, (seed, *key))
 
     def losses(self, task: int, role: str, criterion: Criterion | None) -> list[float] | None:
         """Return each window's mean NLL on a task's text; the dense model's if criterion is None.
@@ -193,49 +266,34 @@ class Evaluator:
 
     def _measure(self, candidate: Candidate) -> Outcome:
         criterion = candidate.criterion
-        stages = [] if candidate.best is None else self.experiment.config.search.stages
+        stages = self.experiment.config.search.stages if candidate.limits else []
         losses: list[list[float]] = [[] for _ in self.experiment.tasks]
         # All tasks to one stage, then all to the next: a second task tells more than a second stage
         # of the first, and costs a pruning, which takes less time than a window.
         for end, task in product((*stages, None), self.experiment.tasks_of("fitness")):
             resident = self._resident(task)
-            if candidate.part:
-                start, end = self._sample(task, *candidate.part)
-                losses[task] = [math.nan] * start
-            elif len(losses[task]) == len(resident.dense):
+            if len(losses[task]) == len(resident.dense):
                 continue
-            elif stages and (ended := self._ended(losses, candidate)):
+            if candidate.limits and (ended := self._ended(losses, candidate.limits)):
                 return ended
             resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
             measured = resident.losses("fitness", len(losses[task]), end)
             losses[task] += measured
             if not all(map(math.isfinite, measured)):
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
-        fitness = self.scale.fitness(losses)
-        if candidate.part:
-            return self._outcome("sampled", None, losses, "to tune numbers", fitness)
-        return self._outcome("evaluated", fitness, losses)
+        return self._outcome("evaluated", self.scale.fitness(losses), losses)
 
-    def _sample(self, task: int, part: int, parts: int) -> tuple[int, int]:
-        """Return start and end of a part of the task's windows: at least as many as text kinds."""
-        count = len(self._resident(task).dense)
-        kinds = len(set(self.experiment.kinds_of(task, "fitness")))
-        length = min(count, max(kinds, count // parts))
-        start = part * length % (count - count % length)
-        return start, start + length
-
-    def _ended(self, losses: Sequence[Sequence[float]], candidate: Candidate) -> Outcome | None:
+    def _ended(self, losses: Sequence[Sequence[float]], limits: Limits) -> Outcome | None:
         """Return the predicted outcome of a candidate that is clearly not the best, or None.
 
         What was not measured yet may be as good as the best, so a prediction without something of
         each cell cannot stand for the fitness.
         """
-        assert candidate.best is not None  # others have no stages
-        rise = self.scale.excess(losses, max(0.0, candidate.best), SLACK)
+        rise = self.scale.excess(losses, max(0.0, limits.best), SLACK)
         if rise is None:
             return None
-        if candidate.limit is not None and rise > candidate.limit:
-            reason = f"relative rise {rise:.4f} above {candidate.limit:.4f}"
+        if rise > limits.entry:
+            reason = f"relative rise {rise:.4f} above {limits.entry:.4f}"
             return self._outcome("stopped", None, losses, reason, self.scale.fitness(losses))
         if None in self.scale.values(losses):
             return None

@@ -8,7 +8,7 @@ replaying its records.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from prunevolve.configs.schema import Search
@@ -16,12 +16,13 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.ranking import DegenerateScores
-from prunevolve.search.breeding.tuning import Tuning
+from prunevolve.search.breeding.product import can_descend
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.records import Candidate, Outcome, Record
+from prunevolve.search.records import Candidate, Limits, Outcome, Record
 from prunevolve.search.surrogate import Surrogate
 
+DESCENTS = 8  # one candidate in so many descends from the best that none began from
 LEEWAY = 1.5  # highest fitness that may fill a free place, as a multiple of the best's
 FINALISTS = 5  # metrics that are measured on the selection text, from which the winner is chosen
 Near = Callable[[Criterion, Criterion], bool]  # whether two criteria make nearly the same mask
@@ -34,7 +35,6 @@ class State:
     committed: int = 0
     population: tuple[Record, ...] = ()  # the fittest candidates, best first
     hall_of_fame: tuple[Record, ...] = ()  # the fittest of each size, by ascending size
-    tuning: Tuning = field(default_factory=Tuning)
 
     def commit(self, record: Record, search: Search, near: Near) -> "State":
         """Return the state after one more outcome; beyond its size, the population's worst goes.
@@ -51,9 +51,7 @@ class State:
                 others = [member for member in population if member not in like]
                 ranked = sorted((*others, record), key=lambda member: member.standing)
                 population = tuple(ranked[: search.population])
-        best = min((fittest.rank[0] for fittest in hall_of_fame), default=math.inf)
-        tuning = self.tuning.tell(record, population, best, search)
-        return State(self.committed + 1, population, hall_of_fame, tuning)
+        return State(self.committed + 1, population, hall_of_fame)
 
     @property
     def best(self) -> Record | None:
@@ -63,22 +61,21 @@ class State:
     def with_limits(self, candidate: Candidate, search: Search, near: Near) -> Candidate:
         """Return a candidate with the limits that it must meet to enter this population.
 
-        A tuning's mean has none: it is near to the best, and a prediction from a few windows is not
-        exact enough to tell them apart.
+        A descent has none: what it costs to measure is little beside its steps.
         """
-        if candidate.decided or candidate.tuned:
+        if candidate.decided or candidate.origin == "descent":
             return candidate
         fitness = [member.rank[0] for member in self.population]
         best = min(fitness, default=math.inf)
         like = [m.rank[0] for m in self.population if near(candidate.criterion, m.criterion)]
         if like:  # it takes their place
-            limit = min(like)
+            entry = min(like)
         elif len(fitness) == search.population:
-            limit = max(fitness)
+            entry = max(fitness)
         else:
-            limit = LEEWAY * max(0.0, best)
+            entry = LEEWAY * max(0.0, best)
         # What is worse than the best baseline, as the first ones are, need not be exact either.
-        return replace(candidate, best=min(best, 1.0), limit=limit)
+        return replace(candidate, limits=Limits(min(best, 1.0), entry))
 
     def finalists(self) -> list[Record]:
         """Return the fittest of the population and the hall of fame together, best first."""
@@ -87,15 +84,11 @@ class State:
 
     def to_checkpoint(self) -> JsonObject:
         """Return the content of a checkpoint, with records by their index in the journal."""
-        tuning = self.tuning
         return {
             "schema": SCHEMA,
             "committed": self.committed,
             "population": [member.index for member in self.population],
             "hall_of_fame": [fittest.index for fittest in self.hall_of_fame],
-            "tuning": tuning.start and tuning.start.index,
-            "tuning_from": tuning.first,
-            "tuned": list(tuning.done),
         }
 
     @staticmethod
@@ -109,15 +102,12 @@ class State:
                 tuple(records[index] for index in content[key])
                 for key in ("population", "hall_of_fame")
             )
-            start = None if content["tuning"] is None else records[content["tuning"]]
-            tuning = Tuning(start, content["tuning_from"], (), tuple(content["tuned"]))
         except (LookupError, TypeError) as error:
             raise ValueError(f"it is damaged or from another version: {error!r}") from error
         fits = len(records) == content["committed"] and hall_of_fame == best_of_each_size(records)
         if content["schema"] != SCHEMA or not fits:
             raise ValueError("it does not fit the journal")
-        children = tuple(filter(tuning.owns, records))
-        return State(len(records), population, hall_of_fame, replace(tuning, children=children))
+        return State(len(records), population, hall_of_fame)
 
 
 def best_of_each_size(records: Iterable[Record]) -> tuple[Record, ...]:
@@ -142,7 +132,9 @@ class Evolution:
     ) -> None:
         self.breeder, self.search = breeder, breeder.search
         self.fingerprints = fingerprints
-        self._firsts: dict[str, int] = {}  # the first index of each text and fingerprint
+        self._firsts: dict[str, int] = {}  # the first index of each text and fingerprint bred
+        self._led_to: dict[str, int] = {}  # the first index of each fingerprint that a descent has
+        self._begun: set[int] = set()  # indices of candidates from which a descent began
         self._surrogate = Surrogate(fingerprints.sketch, weights, self.search.crowding)
         self._states = {start.committed: start}
         self._committed = start.committed
@@ -151,7 +143,7 @@ class Evolution:
             if record.index >= start.committed:
                 self._commit(record)
             else:
-                self._surrogate.learn(record)
+                self._learn(record)
         self._bred = self._committed
         self._waiting: dict[int, Candidate] = {}
         self._arrived: dict[int, Outcome] = {}
@@ -191,7 +183,8 @@ class Evolution:
         records = []
         while self._committed in self._arrived:
             index = self._committed
-            records.append(Record(self._waiting.pop(index), self._arrived.pop(index)))
+            record = Record(self._waiting.pop(index), self._arrived.pop(index))
+            records.append(self._marked(record) if record.outcome.tuned else record)
             self._commit(records[-1])
         return records
 
@@ -201,49 +194,84 @@ class Evolution:
         return crowding > 0 and self.fingerprints.distance(first, second) < crowding
 
     def _propose(self, state: State) -> Candidate:
-        """Breed a brood, and return the most promising of its new children."""
-        children = self.breeder.brood(self._bred, state.population, state.tuning)
+        """Return a descent, or breed a brood and return the most promising of its new children."""
+        if self._bred % DESCENTS == DESCENTS - 1 and (start := self._start_of(state)):
+            return Candidate(self._bred, start.criterion, "descent", (start.index,))
+        children = self.breeder.brood(self._bred, state.population)
         if self.search.brood > 1 and len(children) > 1:
             children = list({str(child.criterion): child for child in children}.values())
             self._surrogate.ask_before(state.committed)
             promises = self._surrogate.predict([child.criterion for child in children])
             ranked = sorted(zip(promises, children, strict=True), key=lambda pair: pair[0])
             children = [child for _, child in ranked]
-        decided = (self._decide(child) for child in children)  # a fingerprint takes time
+        decided = (self._decide(child, state) for child in children)  # a fingerprint takes time
         first = next(decided)
         new = (child for child in chain([first], decided) if not child.decided)
         return next(new, first)
 
+    def _start_of(self, state: State) -> Record | None:
+        """Return the best from which no descent began yet, if any can."""
+        if not self.breeder.descends:
+            return None
+        new = (member for member in state.population if member.index not in self._begun)
+        able = (member for member in new if can_descend(member.criterion.metric))
+        return min(able, key=lambda member: member.rank, default=None)
+
     def _commit(self, record: Record) -> None:
-        self._surrogate.learn(record)
+        self._learn(record)
         state = self.state.commit(record, self.search, self.near)
         self._committed = state.committed
         self._states[self._committed] = state
         self._states.pop(self._committed - self.search.lag - 1, None)
 
-    def _decide(self, candidate: Candidate) -> Candidate:
-        """Add the fingerprint, and the outcome if it needs no evaluation.
+    def _learn(self, record: Record) -> None:
+        self._surrogate.learn(record)
+        if record.outcome.tuned and record.candidate.fingerprint:
+            self._led_to.setdefault(record.candidate.fingerprint, record.index)
 
-        A tuning's sample is always measured: on fewer windows than others, so that neither is a
-        duplicate of the other.
-        """
-        is_sample = bool(candidate.numbers)
+    def _decide(self, candidate: Candidate, state: State) -> Candidate:
+        """Add the fingerprint, and the outcome if it needs no evaluation."""
         text = str(candidate.criterion)
-        if text in self._firsts and not is_sample:
-            return replace(candidate, decided=self._duplicate("text", text))
+        if text in self._firsts:
+            return replace(candidate, decided=_duplicate("text", self._firsts[text]))
         try:
             fingerprint = self.fingerprints.fingerprint(candidate.criterion)
         except DegenerateScores as error:
             return replace(candidate, decided=Outcome("degenerate", reason=str(error)))
-        if is_sample:
-            return candidate
-        same = self._duplicate("mask", fingerprint) if fingerprint in self._firsts else None
+        first = self._first(fingerprint, candidate.index, state.committed)
+        same = None if first is None else _duplicate("mask", first)
         return replace(candidate, fingerprint=fingerprint, decided=same)
 
-    def _duplicate(self, what: str, key: str) -> Outcome:
-        return Outcome("duplicate", reason=f"same {what} as {self._firsts[key]}")
+    def _marked(self, record: Record) -> Record:
+        """Return what a descent led to with its fingerprint; the mask may be known."""
+        outcome, index = record.outcome, record.index
+        try:
+            fingerprint = self.fingerprints.fingerprint(record.criterion)
+        except DegenerateScores as error:
+            degenerate = Outcome("degenerate", reason=str(error), tuned=outcome.tuned)
+            return replace(record, outcome=degenerate)
+        first = self._first(fingerprint, index, index)
+        if first is not None:
+            outcome = replace(_duplicate("mask", first), tokens=outcome.tokens, tuned=outcome.tuned)
+        return Record(replace(record.candidate, fingerprint=fingerprint), outcome)
+
+    def _first(self, fingerprint: str, index: int, committed: int) -> int | None:
+        """Return the first of a fingerprint among those bred before an index, and the descents
+        committed by then, so that it does not matter how many others are by now.
+        """
+        firsts = (self._firsts.get(fingerprint, index), self._led_to.get(fingerprint, committed))
+        known = [
+            first for first, end in zip(firsts, (index, committed), strict=True) if first < end
+        ]
+        return min(known, default=None)
 
     def _remember(self, candidate: Candidate) -> None:
-        if not candidate.numbers:  # see `_decide`
-            for key in filter(None, (str(candidate.criterion), candidate.fingerprint)):
-                self._firsts.setdefault(key, candidate.index)
+        if candidate.origin == "descent":
+            self._begun.update(candidate.parents)
+            return
+        for key in filter(None, (str(candidate.criterion), candidate.fingerprint)):
+            self._firsts.setdefault(key, candidate.index)
+
+
+def _duplicate(what: str, first: int) -> Outcome:
+    return Outcome("duplicate", reason=f"same {what} as {first}")

@@ -33,6 +33,9 @@ from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding.variation import Breeder, read_seeds
 
+DRAWN, DRAWN_LENGTH = 512, 256
+"""Windows of the fitness texts among which each step of a descent draws some, and their tokens."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -45,7 +48,7 @@ class Subject:
 
     @property
     def tokens(self) -> dict[str, Tensor]:
-        """Token ids of its windows by role, each (N, T)."""
+        """Token ids of its windows by role, each (N, T); `descent` has those that steps draw."""
         return {role: windows.tokens for role, windows in self.windows.items()}
 
 
@@ -68,6 +71,7 @@ class Experiment:
         for subject in self.subjects:
             tokenizer = load_tokenizer(subject.model)
             windows = {role: _cut(role, kinds, tokenizer) for role, kinds in subject.texts.items()}
+            windows["descent"] = _cut("fitness", _drawn(subject.texts["fitness"]), tokenizer)
             subjects.append(replace(subject, windows=windows))
             if note := special_note(windows["calibration"].tokens, tokenizer):
                 warnings.append(f"{subject.model}: {note}")
@@ -195,6 +199,14 @@ def _texts(task: Task) -> dict[str, tuple[Text, ...]]:
                 kind.check()
             texts[role] = share_windows(kinds, config.share or [1.0] * len(kinds))
     return texts
+
+
+def _drawn(kinds: Sequence[Text]) -> list[Text]:
+    """Return texts from all of which windows are drawn, for the steps of descents."""
+    return [
+        replace(kind, windows=DRAWN // len(kinds), length=min(DRAWN_LENGTH, kind.length), seed=0)
+        for kind in kinds
+    ]
 
 
 def _cut(role: str, kinds: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Windows:

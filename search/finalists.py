@@ -1,32 +1,31 @@
 """The finalists of a search, and which of them a person would choose.
 
-Tuning gives a metric factors that help on the models and windows of the search and nowhere else. So
-the best finalists are also measured with one factor less, two less, and so on, and of all that is
-within one standard error of the best and at most 2% worse the shortest wins (Breiman et al., 1984,
-Classification and Regression Trees, Section 3.4.3). A metric is judged on the fitness and the
-selection texts alike, and the error is that between models as well as that between windows.
+A search gives a metric factors that help on its models and windows and nowhere else. So the best
+finalists are also measured with one factor less, two less, and so on, the others descending a
+little each time, and of all that is within one standard error of the best and at most 2% worse the
+shortest wins (Breiman et al., 1984, Classification and Regression Trees, Section 3.4.3). A metric
+is judged on the fitness and the selection texts alike, and the error is that between models as well
+as that between windows.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from heapq import nsmallest
 from statistics import fmean
 
 from rich.console import Console
 
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.search.breeding.factors import MOST
-from prunevolve.search.breeding.product import ablations, factors_of
+from prunevolve.pruning.metric import Metric
+from prunevolve.search.breeding.factors import MAX_FACTORS
+from prunevolve.search.breeding.product import can_descend, factors_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.records import Record, Wanted
 from prunevolve.search.scale import ByTask, Difference, Scale, losses_by_task, scale_of, wanted_of
 
 SHORTENED = 2  # finalists that are also measured with fewer factors
-TRIED = 3  # factors of a finalist that are measured again once another is left out
 WORSE = 0.02  # of the best's fitness; from few models the error alone is too rough a limit
 ROLES = ("fitness", "selection")  # the texts that finalists are measured on
 
@@ -82,8 +81,8 @@ def choose(
 ) -> Choice:
     """Measure finalists, the best of them with fewer factors, too, and choose the winner.
 
-    It has at most `MOST` factors, if any has, and is at least as good as the winner before. If none
-    can prune a model of the selection, the fittest wins.
+    It has at most `MAX_FACTORS` factors, if any has, and is at least as good as the winner before.
+    If none can prune a model of the selection, the fittest wins.
     """
     judge = _Judge(experiment, pool)
     finalists = [Finalist(str(record.index), record) for record in candidates]
@@ -95,14 +94,15 @@ def choose(
         console.print("no finalist can prune all models of the selection: the fittest is taken")
         return Choice(finalists[0])
     measured.sort(key=lambda x: x.fitness)
-    leaders = [x for x in measured if "-" not in x.name][:SHORTENED]
+    whole = [x for x in measured if "-" not in x.name and can_descend(x.record.criterion.metric)]
+    leaders = whole[:SHORTENED] if experiment.breeder.descends else []
     steps = judge.paths(leaders)
     # The winner before may be a step again, or its candidate be shortened in another way now.
     names, again = {x.name for x in steps}, {x.record.criterion for x in steps}
     others = [x for x in measured if x.record.criterion not in again]
     others = [replace(x, name=f"{x.name}-before") if x.name in names else x for x in others]
     standings = sorted([*others, *steps], key=lambda x: x.fitness)
-    short = [x for x in standings if x.factors <= MOST] or standings
+    short = [x for x in standings if x.factors <= MAX_FACTORS] or standings
     best = short[0]
     near = [x for x in short if x.fitness - best.fitness <= WORSE * abs(best.fitness)]
     good = [x for x in near if judge.difference(x, best).is_small]
@@ -148,56 +148,20 @@ class _Judge:
         return able
 
     def paths(self, leaders: Sequence[Finalist]) -> list[Finalist]:
-        """Return finalists without several factors, one more each time, as far as they can prune.
+        """Return leaders with ever fewer factors, as far as these can prune.
 
-        The next to go is the factor without which a finalist loses least on the selection text of
-        one task of each model. Factors may do the same, and of such only one can go: so those that
-        were worth least are measured again after each step. What still has more than `MOST` factors
-        cannot win, and is only measured there.
+        What still has more than `MAX_FACTORS` factors cannot win, and is not measured.
         """
-        experiment, role = self._experiment, "selection"
-        of_models = {experiment.subject_of[i]: i for i in reversed(experiment.tasks_of(role))}
-        tasks = [*of_models.values()]
-        paths = [[leader] for leader in leaders]
-        fitness: list[dict[Metric, float]] = [{} for _ in leaders]  # without each factor
-        while True:
-            shorter = [self._to_try(path[-1], x) for path, x in zip(paths, fitness, strict=True)]
-            wanted = [
-                (i, role, rest) for tried in shorter for rest in tried.values() for i in tasks
-            ]
-            if not wanted:
-                break
-            stage = f"leaving out factor {max(map(len, paths))}"
-            measured = self._pool.losses(stage, wanted)
-            for path, tried, known in zip(paths, shorter, fitness, strict=True):
-                for base, rest in tried.items():
-                    losses = losses_by_task(experiment, role, rest, measured, tasks)
-                    known[base] = self._scales[1].fitness(losses) if losses else math.inf
-                if tried:
-                    left_out = min(tried, key=known.__getitem__)
-                    record = path[0].record
-                    candidate = replace(record.candidate, criterion=tried[left_out])
-                    record = Record(candidate, record.outcome)
-                    path.append(Finalist(f"{record.index}-{len(path)}", record, left_out=left_out))
-        few = [step for path in paths for step in path[1:] if step.factors <= MOST]
+        steps = []
+        paths = self._pool.shorter("leaving out factors", [leader.record for leader in leaders])
+        for leader, path in zip(leaders, paths, strict=True):
+            record = leader.record
+            for number, (criterion, left_out) in enumerate(path, 1):
+                outcome = replace(record.outcome, tuned=criterion)
+                shorter = Record(record.candidate, outcome)
+                steps.append(Finalist(f"{record.index}-{number}", shorter, left_out=left_out))
+        few = [step for step in steps if step.factors <= MAX_FACTORS]
         return self.measured("finalists with few factors", few)
-
-    def _to_try(self, finalist: Finalist, known: Mapping[Metric, float]) -> dict[Metric, Criterion]:
-        """Return a finalist without each factor that may go next, by the factor's base.
-
-        `known` is the fitness without each as it was last measured.
-        """
-        shorter = self._ablations(finalist)
-        new = [base for base in shorter if base not in known]
-        old = (base for base in shorter if base in known)
-        tried = new + nsmallest(TRIED, old, key=known.__getitem__)
-        return {base: shorter[base] for base in tried}
-
-    def _ablations(self, finalist: Finalist) -> dict[Metric, Criterion]:
-        """Return a finalist without each factor that can go, by the factor's base."""
-        metric, group = finalist.record.criterion.metric, finalist.record.criterion.group
-        shorter = ablations(metric, self._experiment.breeder.comparable)
-        return {base: Criterion(rest, group) for base, rest in shorter.items()}
 
     def difference(self, finalist: Finalist, other: Finalist) -> Difference:
         """Return how much worse a finalist is than another, and the error of that.

@@ -3,8 +3,9 @@
 A status is what `status.json` holds: `state` (`running`, `measuring finalists`, `finished`, or why
 it ended), when it was `written`, `candidates` committed `of` all, `outcomes` by kind, `seconds` of
 all processes, `per_hour` (candidates, by these seconds), `workers` (`ready`, `busy` ones of these,
-`starting`), `faults` by kind, the latest as `trouble`, `best` (`metric`, `group`, `fitness`,
-`size`) or null, and the fitness of the `baselines`.
+`starting`), `descents` (steps done and in all, by candidate), `faults` by kind, the latest as
+`trouble`, `best` (`metric`, `group`, `fitness`, `size`) or null, and the fitness of the
+`baselines`.
 """
 
 import shlex
@@ -37,6 +38,7 @@ OnRecord = Callable[[Record], object]  # called with each that is in the journal
 
 RUNNING, CHOOSING, FINISHED = "running", "measuring finalists", "finished"
 
+SHOWN = 4  # descents of which a line says how far they are
 _CHECKPOINT_EVERY = 50  # candidates between two checkpoints
 _SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0  # between two updates: on screen, of `status.json`
 
@@ -140,6 +142,7 @@ class Recorder:
             "seconds": round(seconds, 1),
             "per_hour": round(3600 * evolved.committed / max(seconds, 1e-9), 1),
             "workers": {"ready": workers.ready, "busy": workers.busy, "starting": workers.starting},
+            "descents": {str(index): list(step) for index, step in workers.descents},
             "faults": dict(workers.faults),
             "trouble": workers.trouble,
             "best": evolved.best and evolved.best.described,
@@ -165,6 +168,12 @@ def lines_of(status: JsonObject) -> list[str]:
         lines.append(f"best: {text}, group {best['group']}")
     lines.append(f"outcomes: {_counts(status['outcomes'])}")
     lines.append(f"workers: {_counts(status['workers'])}; {pace}")
+    if descents := status.get("descents"):
+        steps = [
+            f"candidate {index} at step {done} of {n}" for index, (done, n) in descents.items()
+        ]
+        more = f" and {len(steps) - SHOWN} more" if len(steps) > SHOWN else ""
+        lines.append(f"descents: {', '.join(steps[:SHOWN])}{more}")
     if status["faults"]:
         lines.append(f"faults: {_counts(status['faults'])}; the last: {status['trouble']}")
     return lines

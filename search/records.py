@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Literal, NamedTuple, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, Strict, ValidationError
 
 from prunevolve.pruning.metric import Criterion
 
-Kind = Literal["evaluated", "stopped", "sampled", "duplicate", "degenerate", "failed"]
+Kind = Literal["evaluated", "stopped", "duplicate", "degenerate", "failed"]
 
 OUTCOMES: tuple[str, ...] = get_args(Kind)  # kinds of outcome; only `evaluated` has a fitness
+
+Origin = Literal["seed", "random", "child", "descent"]
+"""Where a candidate comes from: the config, chance, two parents, or one whose exponents descend."""
 
 Timing = Mapping[str, float]  # of an evaluation, not reproducible: seconds, peak MiB, worker
 
@@ -32,28 +35,31 @@ class Outcome:
     fitness: float | None = None  # loss increase relative to the best baseline, if evaluated
     tokens: int = 0  # fitness tokens that were run through the pruned model
     reason: str = ""  # why it was not evaluated to the end
-    estimate: float | None = None  # of the fitness, from some windows, if stopped or sampled
+    estimate: float | None = None  # of the fitness, from some windows, if stopped
     # Each task's part of the fitness, predicted from its windows; None where none was measured.
     rises: tuple[float | None, ...] = ()
+    tuned: Criterion | None = None  # where a descent led, which is what was measured
+
+
+class Limits(NamedTuple):
+    """What a candidate must meet to be measured to the end."""
+
+    # Fitness of the best when it was bred, or of the best baseline, if lower: of what is clearly
+    # worse some windows are enough.
+    best: float
+    entry: float  # fitness above which it could not enter the population then
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A bred criterion on its way to an outcome; the journal has all but the last four fields."""
+    """A criterion on its way to an outcome; the journal has all but the last two fields."""
 
     index: int  # its position in the order of breeding, from 0
-    criterion: Criterion  # its metric is in canonical form
+    criterion: Criterion  # its metric is in canonical form; of a descent its parent's
+    origin: Origin = "seed"
     parents: tuple[int, ...] = ()  # indices; none of a random metric or a seed
     fingerprint: str | None = None  # of its mask on the probe; None until taken
-    tuned: bool = False  # whether it is its parent with other numbers
-    numbers: tuple[float, ...] = ()  # how far each is moved; empty for the mean of a tuning
-    # Which part of the fitness windows it is measured on, and of how many; None for all it needs.
-    part: tuple[int, int] | None = field(default=None, compare=False)
-    # Fitness of the best when it was bred, or of the best baseline, if lower: what is clearly worse
-    # is not measured to the end. None for a tuning's child.
-    best: float | None = field(default=None, compare=False)
-    # Fitness above which it could not enter the population then; None if tuned.
-    limit: float | None = field(default=None, compare=False)
+    limits: Limits | None = field(default=None, compare=False)  # None: it is measured to the end
     # Its outcome, if that is known without an evaluation.
     decided: Outcome | None = field(default=None, compare=False)
 
@@ -67,17 +73,17 @@ class Record:
 
     @property
     def index(self) -> int:
-        """The candidate's."""
+        """The candidate's index."""
         return self.candidate.index
 
     @property
     def criterion(self) -> Criterion:
-        """The candidate's."""
-        return self.candidate.criterion
+        """The criterion that was measured."""
+        return self.outcome.tuned or self.candidate.criterion
 
     @property
     def fitness(self) -> float | None:
-        """The outcome's; None unless evaluated."""
+        """The fitness; None unless evaluated."""
         return self.outcome.fitness
 
     @property
@@ -106,18 +112,24 @@ class Record:
         """Return a line of the journal as an object."""
         values = {**vars(self.candidate), **vars(self.outcome), **self.described}
         values["outcome"] = self.outcome.kind
+        values["start"] = self.candidate.criterion.text if self.outcome.tuned else None
         return {name: values[name] for name in Line.model_fields}
 
     @staticmethod
     def from_dict(content: object) -> "Record":
         """Return the record in a journal's object; raises as `read_line` and `Criterion.parse`."""
         line = read_line(content)
-        criterion = Criterion.parse(line.metric, line.group)
-        candidate = Candidate(
-            line.index, criterion, line.parents, line.fingerprint, line.tuned, line.numbers
-        )
+        measured = Criterion.parse(line.metric, line.group)
+        start = Criterion.parse(line.start, line.group) if line.start else measured
+        candidate = Candidate(line.index, start, line.origin, line.parents, line.fingerprint)
         outcome = Outcome(
-            line.outcome, line.fitness, line.tokens, line.reason, line.estimate, line.rises
+            line.outcome,
+            line.fitness,
+            line.tokens,
+            line.reason,
+            line.estimate,
+            line.rises,
+            tuned=measured if line.start else None,
         )
         return Record(candidate, outcome)
 
@@ -128,8 +140,10 @@ class Line(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     index: NonNegativeInt
-    metric: str
+    metric: str  # that was measured
     group: str
+    origin: Origin
+    start: str | None  # what a descent began with, if it led anywhere
     outcome: Kind
     fitness: float | None
     fingerprint: str | None
@@ -138,8 +152,6 @@ class Line(BaseModel):
     reason: str
     estimate: float | None
     rises: Annotated[tuple[float | None, ...], Strict(False)]
-    tuned: bool = False  # a journal of an older version does not have them
-    numbers: Annotated[tuple[float, ...], Strict(False)] = ()
 
 
 def read_line(content: object) -> Line:

@@ -20,7 +20,7 @@ from prunevolve.pruning.operators import MATRIX, NUMBER
 from prunevolve.search.breeding.product import Exponents, ablations, factors_of, product_of_powers
 from prunevolve.search.breeding.trees import grown, to_tree
 
-MOST = 7
+MAX_FACTORS = 7
 """Most factors of a bred metric. Longer ones are learnt by heart: they are better on the models of
 the search, and worse on others (docs/LOG.md)."""
 
@@ -62,7 +62,7 @@ class Products:
 
     def random(self) -> Metric:
         """Draw a product of one to four factors, mostly with W and G as its core."""
-        product = self._core() if random.random() < 0.75 else {}
+        product = self.core() if random.random() < 0.75 else {}
         for _ in range(random.randint(1, 4)):
             self._add(product)
         return self._made(product)
@@ -90,7 +90,7 @@ class Products:
     def _mutate(self, product: Exponents, kind: str) -> None:
         """Change one factor of a product, in place."""
         free = [base for base in product if self._is_free(base)]
-        if not free or (kind == "add" and len(product) < MOST):
+        if not free or (kind == "add" and len(product) < MAX_FACTORS):
             self._add(product)
             return
         base = random.choice(free)
@@ -112,21 +112,21 @@ class Products:
         product[base] = exponent * random.choice((1, -1))
 
     def _made(self, product: Exponents) -> Metric:
-        """Return the metric of a product of at most `MOST` factors that scores each weight.
+        """Return the metric of a product of at most `MAX_FACTORS` factors that scores each weight.
 
-        Of a longer parent, which tuning made, those with the lowest exponents go.
+        Of more, as two parents can have, those with the lowest exponents go.
         """
         metric = product_of_powers(product.items())
         if metric.problem:  # nothing was drawn that varies with both sides, or it cancelled
-            metric = product_of_powers((self._core() | factors_of(metric)).items())
-        while len(left := factors_of(metric)) > MOST:
+            metric = product_of_powers((self.core() | factors_of(metric)).items())
+        while len(left := factors_of(metric)) > MAX_FACTORS:
             shorter = ablations(metric, self.comparable)
             if not shorter:
                 break
             metric = shorter[min(shorter, key=lambda base: abs(left[base]))]
         return metric
 
-    def _core(self) -> Exponents:
+    def core(self) -> Exponents:
         """Return a core: SNIP's, W times G, or W if there is no G or nothing has to cancel."""
         if not self.comparable:
             return {Metric("W"): 1.0}

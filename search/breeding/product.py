@@ -1,4 +1,4 @@
-"""A metric as a product of powers: what is bred and tuned, simplified, left out and printed."""
+"""A metric as a product of powers, on which breeding, descents and simplification work."""
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
@@ -41,6 +41,11 @@ def factors_of(metric: Metric) -> Exponents:
     """
     exponents = exponents_of(metric, relative=metric.is_comparable)
     return {base: exponent for base, exponent in exponents.items() if exponent}
+
+
+def can_descend(metric: Metric) -> bool:
+    """Whether the logarithm of a metric is a sum of its factors': none is negative anywhere."""
+    return all(base.never_negative for base in exponents_of(metric, relative=False))
 
 
 def ablations(metric: Metric, comparable: bool) -> dict[Metric, Metric]:

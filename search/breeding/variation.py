@@ -1,4 +1,4 @@
-"""The breeder: seeds, what is drawn or varied from parents, and the children of a tuning.
+"""The breeder: seeds, and what is drawn or varied from parents.
 
 DEAP draws from the module `random` and takes no generator, so call everything here inside
 `seeded`.
@@ -16,9 +16,9 @@ from prunevolve.pruning.operators import SETS_WITH_NUMBERS
 from prunevolve.pruning.parse import read_metric
 from prunevolve.pruning.statistics import TERMINAL_SETS
 from prunevolve.search.breeding.factors import Products, factors_for
+from prunevolve.search.breeding.product import product_of_powers
 from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.breeding.trees import Trees, primitive_set
-from prunevolve.search.breeding.tuning import Tuning
 from prunevolve.search.records import Candidate, Record
 
 POOL = 0.5  # share of the population that is drawn to choose parents from
@@ -47,25 +47,35 @@ class Breeder:
         """What draws and varies metrics: products of factors, or with the release's set trees."""
         search = self.search
         primitives = primitive_set(search.primitives, self.terminals)
-        if search.primitives not in SETS_WITH_NUMBERS:
+        if not self.descends:
             return Trees(search, primitives, self.comparable)
-        return Products(search, self._factors, primitives, self.comparable)
+        return Products(search, self.factors, primitives, self.comparable)
 
     @cached_property
-    def _factors(self) -> tuple[Metric, ...]:
-        """The table of factors, from which some are drawn, and which a tuning adds."""
+    def factors(self) -> tuple[Metric, ...]:
+        """The table of factors, from which some are drawn, and which a descent adds."""
         return factors_for(self.terminals, self.group)
 
-    def brood(self, index: int, population: Sequence[Record], tuning: Tuning) -> list[Candidate]:
+    @cached_property
+    def core(self) -> Metric:
+        """The core of random products, from which a search without seeds begins."""
+        assert isinstance(self.varied, Products)
+        return product_of_powers(self.varied.core().items())
+
+    @property
+    def descends(self) -> bool:
+        """Whether exponents are numbers that can descend: the release's set has none."""
+        return self.search.primitives in SETS_WITH_NUMBERS
+
+    def brood(self, index: int, population: Sequence[Record]) -> list[Candidate]:
         """Make what candidate `index` is chosen from; a seed is the only one.
 
         The search begins with seeds and random trees. A child equal to a parent is replaced by a
         random tree (Dong et al., 2024, arXiv:2406.02924, Algorithm 1).
         """
-        if index < len(self.seeds):
-            return [Candidate(index, simplify(self.seeds[index]))]
-        if tuned := tuning.ask(index, self.search, self._factors, self.comparable):
-            return tuned
+        firsts = self.seeds or ([Criterion(self.core, self.group)] if self.descends else [])
+        if index < len(firsts):
+            return [Candidate(index, simplify(firsts[index]))]
         children = []
         for attempt in range(self.search.brood):
             with seeded(self.search.seed, index, *([attempt] if attempt else [])):
@@ -79,8 +89,8 @@ class Breeder:
             metric = self.varied.child(first.criterion.metric, second.criterion.metric)
             child = simplify(Criterion(metric, self.group))
             if child not in (first.criterion, second.criterion):
-                return Candidate(index, child, (first.index, second.index))
-        return Candidate(index, simplify(Criterion(self.varied.random(), self.group)))
+                return Candidate(index, child, "child", (first.index, second.index))
+        return Candidate(index, simplify(Criterion(self.varied.random(), self.group)), "random")
 
 
 def read_seeds(entries: Sequence[str], group: str) -> list[Criterion]:

@@ -20,12 +20,14 @@ from rich.console import Console
 from torch import Tensor
 
 from prunevolve.command_line import Resumable, check_interrupt
+from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.progress import shown_progress
+from prunevolve.search.descent import Step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.worker import Fault, Job
-from prunevolve.search.pool.workers import MOST, Backend, Workers
-from prunevolve.search.records import Candidate, Losses, Outcome, Wanted
+from prunevolve.search.pool.workers import MAX_TRIES, Backend, Workers
+from prunevolve.search.records import Candidate, Losses, Outcome, Record, Wanted
 from prunevolve.search.scale import Scale
 
 MOST_SUSPECTS = 5
@@ -104,6 +106,24 @@ class Pool:
             show(stage, total, total)
         return self.measured
 
+    def shorter(
+        self, stage: str, records: Sequence[Record]
+    ) -> list[list[tuple[Criterion, Metric]]]:
+        """Return what `Evaluator.shortening` makes of some candidates; raises as `losses` does."""
+        jobs = [
+            Job("shortening", (record.criterion, record.index), number=next(self._numbers))
+            for record in records
+        ]
+        for job in jobs:
+            self._insert(job)
+        with shown_progress(self.console) as show:
+            while any(job.result is None for job in jobs):
+                steps = [job.step or Step(0, 1) for job in jobs]
+                show(stage, sum(step.done for step in steps), sum(step.total for step in steps))
+                self._turn(_STEP_SECONDS)
+            show(stage, len(jobs), len(jobs))
+        return [cast("list[tuple[Criterion, Metric]]", job.result) for job in jobs]
+
     def tensors(self, method: str, subject: int) -> dict[str, Tensor]:
         """Return what a method of `Evaluator` makes of a model; raises as `losses` does.
 
@@ -134,7 +154,7 @@ class Pool:
     def _turn(self, seconds: float) -> None:
         check_interrupt()
         for job, result in self.workers.turn(seconds):
-            if isinstance(result, Fault) and result.kind in MOST:
+            if isinstance(result, Fault) and result.kind in MAX_TRIES:
                 self._retry(job, result)
             else:
                 self._answer(job, result)
@@ -142,7 +162,7 @@ class Pool:
     # The queue
 
     def _evaluate(self, candidate: Candidate, number: int) -> None:
-        self._insert(Job("evaluate", (candidate,), float(len(self.experiment.tasks)), number))
+        self._insert(Job("evaluating", (candidate,), float(len(self.experiment.tasks)), number))
 
     def _insert(self, job: Job) -> None:
         """Let a job wait ahead of all that came later."""
@@ -157,7 +177,7 @@ class Pool:
     def _retry(self, job: Job, fault: Fault) -> None:
         """Take back a job whose worker had a fault, ahead of all later ones; fail it at its end."""
         job.faults[fault.kind] += 1
-        left = MOST[fault.kind] - job.faults[fault.kind]
+        left = MAX_TRIES[fault.kind] - job.faults[fault.kind]
         if left > 1 or (left == 1 and not job.is_candidate):
             self._insert(job)
         elif left == 1:
@@ -188,7 +208,7 @@ class Pool:
         job.result = result
         if job.is_candidate:
             self._decided.append(job)
-        elif job.method == "evaluate":
+        elif job.method == "evaluating":
             self._is_judged = False
             while self._suspects:
                 self._insert(self._suspects.pop())
@@ -209,7 +229,7 @@ class Pool:
             job.result, job.trace = Outcome("failed", reason=job.reason(fault)), fault.trace
             self._decided.append(job)
             return
-        if job.method == "evaluate":
+        if job.method == "evaluating":
             raise Resumable(f"no worker functions: a baseline fails, too: {fault.line}")
         failed = f"a worker failed in {job.method}"
         if fault.kind == "refused":

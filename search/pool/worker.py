@@ -11,7 +11,7 @@ import resource
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from prunevolve.search.descent import Step
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import tensors_digest
@@ -75,13 +76,15 @@ class Job:
     number: int = 0  # position in the order of arrival; -1 of a baseline that judges the workers
     faults: Counter[str] = field(default_factory=Counter)  # how often it met each kind
     timing: Timing = field(default_factory=dict)
+    seconds: float = 0.0  # that its worker has taken so far
+    step: Step | None = None  # how far the descent is that it makes
     result: object = None  # of a candidate its outcome; None before
     trace: str = ""  # the traceback of a candidate that failed
 
     @property
     def is_candidate(self) -> bool:
         """Whether it evaluates a candidate of the search, which may fail without ending the run."""
-        return self.method == "evaluate" and self.number >= 0
+        return self.method == "evaluating" and self.number >= 0
 
     @property
     def candidate(self) -> Candidate:
@@ -115,7 +118,7 @@ Shared = Mapping[int | str, object]
 job, and a worker takes over what it does not have."""
 
 Event: TypeAlias = tuple[int, object, Timing]
-"""A worker's number, the result of its job or a `Fault`, and the timing."""
+"""A worker's number, the result of its job, a `Fault` or the latest `Step`, and the timing."""
 
 
 @dataclass(eq=False)
@@ -128,14 +131,18 @@ class Worker:
     def __post_init__(self) -> None:
         self._evaluator: Evaluator | None = None
         self._has: set[int | str] = set()
+        self._steps: Generator[Step, None, object] | None = None  # of the job that it does
 
     def do(self, job: Job, shared: Shared) -> tuple[object, Timing]:
-        """Return the result of a job, or a `Fault`; and its timing, which is not reproducible."""
+        """Return the result of a job, or a `Fault`; and its timing, which is not reproducible.
+
+        A job in steps returns after each, and goes on when it is given again.
+        """
         began = time.perf_counter()
         try:
             result = self._do(job, shared)
         except Exception as error:  # noqa: BLE001 - a worker turns all errors into values, here
-            result = fault_of(error)
+            self._steps, result = None, fault_of(error)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         seconds = time.perf_counter() - began
         return result, {"seconds": round(seconds, 4), "peak_mib": round(peak, 1)}
@@ -157,7 +164,16 @@ class Worker:
         if job.method == "load":
             digests = tuple(tensors_digest(resident.master) for resident in evaluator.residents)
             return Loaded(digests, sum(resident.seconds for resident in evaluator.residents))
-        return getattr(evaluator, job.method)(*job.arguments)
+        if not self._steps:
+            result = getattr(evaluator, job.method)(*job.arguments)
+            if not isinstance(result, Generator):
+                return result
+            self._steps = result
+        try:
+            return next(self._steps)
+        except StopIteration as end:
+            self._steps = None
+            return end.value
 
 
 class InProcess:

@@ -11,11 +11,12 @@ from typing import Protocol
 
 from prunevolve.command_line import Resumable
 from prunevolve.configs.schema import Ray
+from prunevolve.search.descent import Step
 from prunevolve.search.pool.worker import Event, Fault, Job, Loaded, Shared
 from prunevolve.search.records import Timing
 
 # How often a job may meet a fault of a worker, by kind.
-MOST = {"lost": 8, "no memory on node": 5, "out of memory": 3, "timeout": 3}
+MAX_TRIES = {"lost": 8, "no memory on node": 5, "out of memory": 3, "timeout": 3}
 MOST_STARTS = 3  # workers that may fail to start in a row while there is no other worker
 GRACE, FACTOR = 20.0, 10.0  # a job is given GRACE seconds plus FACTOR times its expected duration
 # Most seconds before the next start, which double with each worker that fails to start; also the
@@ -87,6 +88,14 @@ class Workers:
         return sum(worker.ready and worker.job is not None for worker in self._workers.values())
 
     @property
+    def descents(self) -> list[tuple[int, Step]]:
+        """The candidates whose exponents descend now, by index, with how far they are."""
+        jobs = [worker.job for worker in self._workers.values() if worker.job]
+        return sorted(
+            (job.candidate.index, job.step) for job in jobs if job.is_candidate and job.step
+        )
+
+    @property
     def starting(self) -> int:
         """How many wait for room or load models."""
         return len(self._workers) - self.ready
@@ -116,11 +125,15 @@ class Workers:
         """Give idle workers the jobs that wait."""
         for number, worker in self._workers.items():
             if not worker.job and (job := self.next_job()):
-                worker.job = job
-                expected = max(self._longest, job.cost * (self.loaded or Loaded()).seconds)
-                allowed = (GRACE + FACTOR * expected) * 2 ** job.faults["timeout"]
-                worker.due = self._now + allowed
-                self.backend.give(number, job, dict(self.shared))
+                job.step, job.seconds = None, 0.0
+                self._give(number, worker, job)
+
+    def _give(self, number: int, worker: _State, job: Job) -> None:
+        """Let a worker do a job, or its next step: each has so much time."""
+        worker.job = job
+        expected = max(self._longest, job.cost * (self.loaded or Loaded()).seconds)
+        worker.due = self._now + (GRACE + FACTOR * expected) * 2 ** job.faults["timeout"]
+        self.backend.give(number, job, dict(self.shared))
 
     def _tick(self) -> None:
         clock = self.clock()
@@ -171,15 +184,21 @@ class Workers:
     ) -> Iterator[tuple[Job, object]]:
         """Take a worker's answer, and yield it if it is that to a job of the pool's."""
         job = worker.job
-        if isinstance(result, Fault) and (result.kind in MOST or not worker.ready):
+        if isinstance(result, Fault) and (result.kind in MAX_TRIES or not worker.ready):
             yield from self._stop(number, result)
         elif worker.ready and job:
+            seconds = timing.get("seconds", 0.0)
+            job.seconds += seconds
+            if job.is_candidate and not isinstance(result, Fault):
+                self._longest = max(self._longest, seconds)
+            if isinstance(result, Step):
+                job.step = result
+                self._give(number, worker, job)
+                return
             worker.job = None
-            job.timing = {**timing, "worker": number}
+            job.timing = {**timing, "seconds": round(job.seconds, 4), "worker": number}
             if isinstance(result, Fault):
                 self.faults[result.kind] += 1
-            elif job.is_candidate:
-                self._longest = max(self._longest, timing.get("seconds", 0.0))
             yield job, result
         elif not isinstance(result, Loaded):  # there is room for it
             worker.job, worker.due = Job("load"), self._now + self.settings.start_seconds

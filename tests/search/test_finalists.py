@@ -10,7 +10,7 @@ from toy_records import record_of
 
 from prunevolve.pruning.metric import Metric
 from prunevolve.search import finalists
-from prunevolve.search.breeding.factors import MOST
+from prunevolve.search.breeding.factors import MAX_FACTORS
 from prunevolve.search.finalists import Finalist, choose
 from prunevolve.search.scale import Cell, Scale
 
@@ -175,7 +175,7 @@ LONG = ("X", "V", "H", "B", "sqr(X)", "sqr(V)")
 def test_the_winner_has_few_factors_if_any_finalist_has(judged):
     costs = dict.fromkeys(LONG, (0.1, 0.1)) | {"B": (0.09, 0.09)}
     winner = judged(costing(costs), product(LONG)).winner
-    assert (winner.name, winner.factors, winner.left_out.text) == ("0-1", MOST, factor("B"))
+    assert (winner.name, winner.factors, winner.left_out.text) == ("0-1", MAX_FACTORS, factor("B"))
     assert judged(costing(costs, {("fitness", 0): LONG}), product(LONG)).winner.name == "0"
 
 

@@ -11,7 +11,7 @@ from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, NUMBER
 from prunevolve.pruning.statistics import TERMINALS
-from prunevolve.search.breeding.factors import MOST, factors_for
+from prunevolve.search.breeding.factors import MAX_FACTORS, factors_for
 from prunevolve.search.breeding.product import ablations, factors_of, product_of_powers
 from prunevolve.search.breeding.variation import Breeder, seeded
 
@@ -53,7 +53,7 @@ def test_products_and_children_are_within_the_limits_and_parents_unchanged(setti
             assert metric.is_comparable or not made.comparable
             assert metric.terminals <= set(settings.get("terminals", "WGXVHM"))
             assert not metric.problem
-            assert 1 <= len(factors_of(metric)) <= MOST
+            assert 1 <= len(factors_of(metric)) <= MAX_FACTORS
         different += child not in (first, second)
         if seed % 4 == 0:
             assert family(seed, made) == (first, second, child)

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from prunevolve.search.breeding.tuning import Tuning
 from refusals import refusal
 from toy_records import record_of
 
@@ -12,7 +13,6 @@ from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.breeding.factors import Products
 from prunevolve.search.breeding.trees import Trees
-from prunevolve.search.breeding.tuning import Tuning
 from prunevolve.search.breeding.variation import Breeder, choose_parents, read_seeds, seeded
 
 SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)

@@ -10,7 +10,7 @@ from prunevolve.command_line import Resumable
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.pool.pool import MOST_SUSPECTS, CallError
 from prunevolve.search.pool.worker import Fault, Loaded
-from prunevolve.search.pool.workers import FACTOR, GRACE, MOST, MOST_STARTS
+from prunevolve.search.pool.workers import FACTOR, GRACE, MAX_TRIES, MOST_STARTS
 from prunevolve.search.records import Candidate, Outcome
 
 HANG = object()
@@ -142,7 +142,7 @@ def faulty(fault, bad, times=10**6):
 
 @pytest.mark.parametrize(("kind", "fault"), FAULTS.items())
 def test_fault_that_passes_changes_no_outcome(backend, kind, fault):
-    most = MOST[kind]
+    most = MAX_TRIES[kind]
     backend.does = faulty(fault, {0}, times=most - 1)
     pool = ready_pool(backend)
     assert kinds_of(pool, 0, 1, 2) == ["evaluated"] * 3
@@ -157,7 +157,7 @@ def test_candidate_that_ends_every_worker_fails_with_the_reason(backend, fault):
     pool = ready_pool(backend)
     submit(pool, *range(4))
     found = drive(pool, 4)
-    most = MOST[fault.kind]
+    most = MAX_TRIES[fault.kind]
     assert found[1].outcome == Outcome("failed", reason=f"{fault.reason}, {most} times")
     assert {found[index].outcome.kind for index in (0, 2, 3)} == {"evaluated"}
     assert len(backend.tries(1)) == most
@@ -169,7 +169,10 @@ def test_suspects_get_their_last_try_only_after_another_answer(backend):
     backend.does = lambda *_: LOST if backend.started < down["until"] else Outcome("evaluated", 1.0)
     pool = ready_pool(backend)
     submit(pool, 0, 1)
-    while len(backend.tries(0)) < MOST["lost"] - 1 or len(backend.tries(1)) < MOST["lost"] - 1:
+    while (
+        len(backend.tries(0)) < MAX_TRIES["lost"] - 1
+        or len(backend.tries(1)) < MAX_TRIES["lost"] - 1
+    ):
         assert pool.next_done() is None
     down["until"] = backend.started + 3  # the outage ends while the baseline is evaluated
     assert {job.outcome.kind for job in drive(pool, 2).values()} == {"evaluated"}
@@ -222,7 +225,7 @@ def test_candidates_that_fail_between_others_never_end_the_run(backend):
     pool = ready_pool(backend)
     for index in range(40):
         kinds_of(pool, index)
-    assert pool.workers.faults == {"out of memory": MOST["out of memory"] * len(bad)}
+    assert pool.workers.faults == {"out of memory": MAX_TRIES["out of memory"] * len(bad)}
 
 
 def test_candidates_that_raise_in_a_row_fail_if_a_baseline_works(backend):
@@ -252,14 +255,14 @@ def test_candidate_that_hangs_every_worker_fails_after_longer_and_longer_waits(b
     pool = ready_pool(backend)
     submit(pool, *range(300))
     found = drive(pool, 300)
-    reason = f"timeout: no answer in time, {MOST['timeout']} times"
+    reason = f"timeout: no answer in time, {MAX_TRIES['timeout']} times"
     assert found[0].outcome == Outcome("failed", reason=reason)
     workers = backend.tries(0)
     waits = [backend.ended_at[worker] - backend.given_at[worker] for worker in workers]
     # Of the first nothing is known but how long the dense model took.
     allowed = [GRACE + FACTOR * 0.05, 2 * (GRACE + FACTOR * 0.1), 4 * (GRACE + FACTOR * 0.1)]
     assert backend.stopped == workers
-    assert len(workers) == MOST["timeout"]
+    assert len(workers) == MAX_TRIES["timeout"]
     assert all(a < wait < a + 1 for wait, a in zip(waits, allowed, strict=True)), waits
 
 

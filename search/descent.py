@@ -1,0 +1,409 @@
+"""Descent: a metric's exponents follow the gradient of the loss through the mask that it makes.
+
+A metric is a product of powers, so its log score is a sum of exponents times logarithms of factors.
+In a model that is pruned by it one backward pass gives q = w dL/d(w m) of every weight w, kept or
+not, m being the mask. Summed near the threshold, q times a factor's logarithm, less its mean there
+since the threshold moves so that the sparsity stays, is the derivative of the loss by the factor's
+exponent; those that stand at 0 have one, too. Adam follows it (Kingma and Ba, arXiv:1412.6980).
+
+Factors are left out as in Optimal Brain Surgeon (Hassibi and Stork, 1993): that goes without which
+log scores near the threshold change least once the other exponents make up for it.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from prunevolve.pruning.masks import Target
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.operators import MATRIX
+from prunevolve.pruning.pruner import zeroed
+from prunevolve.pruning.ranking import DegenerateScores, up_to
+from prunevolve.pruning.statistics import of_layer
+from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.stream import gradient_at_head
+from prunevolve.search.breeding.factors import MAX_FACTORS
+from prunevolve.search.breeding.product import (
+    Exponents,
+    exponents_of,
+    factors_of,
+    product_of_powers,
+)
+
+BATCH = 4  # windows of a step
+RATE, LAST_RATE = 0.06, 0.03  # of Adam, at the first step and from the first factor left out on
+BETAS = (0.9, 0.99)  # of Adam
+STEPS, STEPS_OF_TASK = 16, 3  # with all factors: at least, and for each task
+MORE_STEPS = 4  # after each factor that was left out, at least, and one for every other task
+LAST_STEPS = 6  # with those that are left
+KEPT = 10  # factors down to which no steps are made between two that are left out
+
+BAND = 0.5  # of log scores on both sides of a threshold, in which weights count as near, fading
+ROWS = 16  # of each layer, evenly spaced: from them come a model's threshold and what factors do
+TINY = 1e-20  # least magnitude whose logarithm is taken
+RIDGE = 1e-4  # added to a covariance's diagonal, as a fraction of its mean: factors may be equal
+
+_ONE = Metric.constant(1)
+_All = slice(None)
+
+
+def terms_of(base: Metric) -> Exponents:
+    """Return terms and multiples: the sum of the terms' logarithms is that of a base.
+
+    A product's terms are its factors', and a scale over the layer is one of its own, a number.
+    """
+    terms: Exponents = {}
+    for part, exponent in exponents_of(base, relative=False).items():
+        match part:
+            case Metric("divrms", (x, y)):
+                inner = terms_of(x) | {Metric("divrms", (_ONE, y)): 1.0}
+            case _:
+                inner = {part: 1.0}
+        for term, multiple in inner.items():
+            terms[term] = terms.get(term, 0.0) + exponent * multiple
+    return terms
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where a metric descends: a task, with the windows that are drawn from."""
+
+    store: ResidentStore
+    master: Mapping[str, Tensor]  # dense weights by layer
+    statistics: Mapping[str, Tensor]  # by `X/layer`
+    target: Target
+    windows: Tensor  # token ids, (N, T)
+    weights: Tensor  # of each window's loss, (N,)
+    low_memory: bool  # whether activations are computed again in the backward pass
+
+
+class Slope:
+    """The derivative of one task's loss by the exponents of some bases."""
+
+    def __init__(self, ground: Ground, bases: Sequence[Metric]) -> None:
+        self.ground = ground
+        parts = [terms_of(base) for base in bases]
+        self._terms = tuple(dict.fromkeys(term for terms in parts for term in terms))
+        # (bases, terms)
+        self._multiples = torch.tensor(
+            [[terms.get(term, 0.0) for term in self._terms] for terms in parts],
+            dtype=torch.float64,
+        )
+        self._terminals = frozenset[str]().union(*(term.terminals for term in self._terms))
+        # Logarithms of terms that are no matrices, by layer: (out, 1), (1, in) or (1, 1).
+        self._vectors = {layer: self._logs(layer, matrices=False) for layer in ground.master}
+
+    def derivative(self, exponents: Tensor, windows: Tensor, weights: Tensor) -> Tensor:
+        """Return the derivative of the loss by each exponent, (bases,), fp64, on the CPU.
+
+        Windows are token ids, (n, T), their losses weighted. Raises DegenerateScores if it is not
+        finite. The model is left pruned.
+        """
+        ground, model = self.ground, self.ground.store.model
+        factors = dict(zip(self._terms, (exponents @ self._multiples).tolist(), strict=True))
+        threshold = self._model_threshold(factors)
+        sums = torch.zeros(2, len(self._terms) + 1, dtype=torch.float64)
+        with ExitStack() as stack:
+            for layer, weight in ground.master.items():
+                live = model.get_parameter(f"{layer}.weight")
+                scores = self._scores(layer, factors)
+                live.data = zeroed(weight, self._mask(scores, threshold))
+                stack.callback(live.requires_grad_(True).requires_grad_, False)
+                take = partial(self._take, layer, factors, threshold, sums)
+                stack.callback(live.register_post_accumulate_grad_hook(take).remove)
+            if ground.low_memory:
+                stack.enter_context(_checkpointed(model))
+            stack.enter_context(torch.enable_grad())
+            states = model.base_model(input_ids=windows, use_cache=False)[0]
+            at_head = [
+                weight * gradient_at_head(model, window, state.detach())
+                for window, state, weight in zip(windows, states, weights.tolist(), strict=True)
+            ]
+            states.backward(torch.stack(at_head) / len(windows))
+        pulled, near = sums
+        # The threshold moves so that the sparsity stays: with the mean of what is near.
+        by_term = pulled[:-1] - near[:-1] * (pulled[-1] / near[-1].clamp(min=TINY))
+        if not by_term.isfinite().all():
+            raise DegenerateScores("the derivative of the loss is not finite")
+        return self._multiples @ by_term
+
+    def covariance(self, exponents: Tensor) -> Tensor:
+        """Return the covariance of the bases' logarithms near the threshold, (bases, bases)."""
+        group = self.ground.target.group
+        factors = dict(zip(self._terms, (exponents @ self._multiples).tolist(), strict=True))
+        threshold = self._model_threshold(factors)
+        count, size = torch.zeros((), dtype=torch.float64), len(self._multiples)
+        total, squares = torch.zeros(size).double(), torch.zeros(size, size).double()
+        for layer in self.ground.master:
+            rows = self._sampled(layer)
+            logs = self._logs(layer, rows) | self._of_rows(layer, rows)
+            scores = self._sum(logs, factors)
+            near = self._near(scores, threshold)
+            each = [group.rows(logs[term].expand_as(scores)) for term in self._terms]
+            values = torch.stack(each, -1)  # (groups, members, terms)
+            if not group.whole_model:
+                values = values - _mean(values, near[..., None])
+            inside = near > 0
+            bases = values[inside].double().cpu() @ self._multiples.T
+            shares = near[inside].double().cpu()[:, None]
+            count, total = count + shares.sum(), total + (shares * bases).sum(0)
+            squares += bases.T @ (shares * bases)
+        mean = total / count.clamp(min=TINY)
+        return squares / count.clamp(min=TINY) - torch.outer(mean, mean)
+
+    def _take(
+        self,
+        layer: str,
+        factors: Mapping[Metric, float],
+        threshold: float,
+        sums: Tensor,
+        live: Tensor,
+    ) -> None:
+        """Add up a layer's part of the derivative once its gradient is there, and drop that."""
+        gradient, live.grad = live.grad, None
+        group, logs = self.ground.target.group, self._logs(layer)
+        scores = self._sum(logs | self._vectors[layer], factors)
+        near = self._near(scores, threshold)
+        worth = self.ground.master[layer].float() * gradient
+        pulled = near * group.rows(worth)
+        if not group.whole_model:
+            pulled -= near * _mean(group.rows(worth), near)
+        for weighted, total in zip((pulled, near), sums, strict=True):
+            weighted = weighted.reshape(worth.shape)
+            by_row, by_column = weighted.sum(1, keepdim=True), weighted.sum(0, keepdim=True)
+            whole = by_column.sum()
+            parts = [torch.dot(weighted.view(-1), x.view(-1)) for x in logs.values()]
+            for vector in self._vectors[layer].values():
+                by = by_row if vector.shape[0] > 1 else by_column if vector.shape[1] > 1 else whole
+                parts.append((by * vector).sum())
+            order = [*logs, *self._vectors[layer]]
+            places = [*map(self._terms.index, order), -1]
+            total[places] += torch.stack([*parts, whole]).double().cpu()
+
+    def _scores(self, layer: str, factors: Mapping[Metric, float], rows: slice = _All) -> Tensor:
+        """Return log scores of some rows of a layer."""
+        return self._sum(self._logs(layer, rows) | self._of_rows(layer, rows), factors)
+
+    def _sum(self, logs: Mapping[Metric, Tensor], factors: Mapping[Metric, float]) -> Tensor:
+        """Return the sum of logarithms times factors, (out, in), fp32."""
+        by_shape: dict[torch.Size, Tensor] = {}  # so that a matrix is added to once for each side
+        for term, x in logs.items():
+            before = by_shape.get(x.shape)
+            by_shape[x.shape] = (
+                x * factors[term] if before is None else before.add_(x, alpha=factors[term])
+            )
+        *vectors, matrix = sorted(by_shape.values(), key=Tensor.numel)
+        for vector in vectors:
+            matrix.add_(vector)
+        return matrix
+
+    def _logs(self, layer: str, rows: slice = _All, matrices: bool = True) -> dict[Metric, Tensor]:
+        """Return logarithms of terms in some rows of a layer: of matrices, or of all others."""
+        weight = self.ground.master[layer]
+        plain = {"W": weight, **of_layer(self.ground.statistics, layer, self._terminals)}
+        wanted = [term for term in self._terms if (term.shape == MATRIX) == matrices]
+        whole = not all(term.name in plain for term in wanted)  # what is grown may see all rows
+        taken = _All if whole else rows
+        values: dict[Metric, Tensor] = {}
+        for name, tensor in plain.items():
+            part = (tensor if tensor.shape[0] == 1 else tensor[taken]).float()
+            values[Metric(name)] = part.abs() if name == "W" else part
+        logs = {term: _log(term, values, weight.device) for term in wanted}
+        return {term: x[rows] for term, x in logs.items()} if whole and matrices else logs
+
+    def _of_rows(self, layer: str, rows: slice) -> dict[Metric, Tensor]:
+        vectors = self._vectors[layer].items()
+        return {term: x if x.shape[0] == 1 else x[rows] for term, x in vectors}
+
+    def _sampled(self, layer: str) -> slice:
+        return slice(None, None, max(1, self.ground.master[layer].shape[0] // ROWS))
+
+    def _model_threshold(self, factors: Mapping[Metric, float]) -> float:
+        """Return the threshold over all layers, from some rows of each; 0 for other groups."""
+        target = self.ground.target
+        if not target.group.whole_model:
+            return 0.0
+        layers = self.ground.master
+        sample = [self._scores(x, factors, self._sampled(x)).flatten().cpu() for x in layers]
+        scores = torch.cat(sample)
+        return scores.kthvalue(max(1, int(target.sparsity * len(scores)))).values.item()
+
+    def _mask(self, scores: Tensor, threshold: float) -> Tensor:
+        target = self.ground.target
+        if target.group.whole_model:
+            return up_to(scores, threshold, scores.numel())[0]
+        return target.group.mask(scores, target.sparsity)
+
+    def _near(self, scores: Tensor, threshold: float) -> Tensor:
+        """Return how near weights are to their group's threshold, 0 to 1, a group in a row.
+
+        Scores are overwritten.
+        """
+        group, rows = self.ground.target.group, self.ground.target.group.rows(scores)
+        if group.whole_model:
+            middle: Tensor | float = threshold
+        else:
+            mask = group.rows(self._mask(scores, threshold))
+            last = rows.masked_fill(~mask, -math.inf).amax(1, keepdim=True)
+            first = rows.masked_fill(mask, math.inf).amin(1, keepdim=True)
+            middle = (last + first) / 2
+        rows = rows.sub_(middle).div_(BAND)
+        return torch.addcmul(rows.new_ones(()), rows, rows, value=-1).clamp_(min=0)
+
+
+class Descent:
+    """A product of powers on its way down: `step` moves its exponents, `leave_out` drops a factor.
+
+    Where scores of several layers compete, bases with units keep their exponents, which are the
+    scale of all others; elsewhere that with the largest one does.
+    """
+
+    def __init__(
+        self,
+        start: Metric,
+        added: Sequence[Metric],
+        comparable: bool,
+        grounds: Sequence[Ground],
+        seed: tuple[int, ...],
+    ) -> None:
+        comparable = comparable and start.is_comparable
+        powers = exponents_of(start, relative=comparable)
+        powers = {base: x for base, x in powers.items() if x and not base.is_constant}
+        with_units = [base for base in powers if comparable and not base.is_comparable]
+        # A power of all of them changes no mask; without units it is that of the largest factor.
+        fixed = with_units or [max(powers, key=lambda base: abs(powers[base]))]
+        more = [base for base in added if not {*terms_of(base)} <= {*fixed}]
+        powers = dict.fromkeys(more, 0.0) | powers
+        self._bases = tuple(powers)
+        self._exponents = torch.tensor(list(powers.values()), dtype=torch.float64)
+        self._fixed = torch.tensor([base in fixed for base in self._bases])
+        self._left = torch.ones_like(self._fixed)  # that were not left out
+        self.tasks = grounds
+        self._slopes = [Slope(ground, self._bases) for ground in grounds]
+        self._adam = torch.optim.Adam([self._exponents], betas=BETAS)
+        self._draw = np.random.default_rng(seed)
+        self.steps = 0
+
+    @property
+    def metric(self) -> Metric:
+        """The metric with its exponents, in two digits behind the point."""
+        rounded = [round(float(x), 2) for x in self._exponents]
+        return product_of_powers(zip(self._bases, rounded, strict=True))
+
+    @property
+    def factors(self) -> int:
+        """Number of factors of the metric."""
+        return len(factors_of(self.metric))
+
+    @property
+    def removable(self) -> int:
+        """Number of factors that can be left out."""
+        return int((self._left & ~self._fixed).sum())
+
+    def step(self, rate: float) -> None:
+        """Move all exponents by about a rate against the derivative on one of the tasks."""
+        ground, slope = (x[self.steps % len(x)] for x in (self.tasks, self._slopes))
+        self.steps += 1
+        drawn = torch.from_numpy(self._draw.integers(len(ground.windows), size=BATCH))
+        derivative = slope.derivative(self._exponents, ground.windows[drawn], ground.weights[drawn])
+        self._exponents.grad = derivative * (self._left & ~self._fixed)
+        self._adam.param_groups[0]["lr"] = rate
+        self._adam.step()
+        self._exponents *= self._left
+
+    def go(self, rates: Iterable[float], total: int) -> Iterator["Step"]:
+        """Make a step with each rate, and yield how many of all are done."""
+        for rate in rates:
+            self.step(rate)
+            yield Step(self.steps, total)
+
+    def leave_out(self) -> Metric | None:
+        """Leave out the factor that does least, and return its base; None if none can go."""
+        free = torch.nonzero(self._left & ~self._fixed).flatten()
+        if not len(free):
+            return None
+        # Those that are fixed move together: as one feature, to which the others are relative.
+        scale = torch.where(self._fixed, self._exponents, 0.0)
+        features = torch.cat([scale[None], torch.eye(len(self._bases)).double()[free]])
+        covariance = sum(slope.covariance(self._exponents) for slope in self._slopes)
+        inside = features @ covariance @ features.T
+        inside += RIDGE * inside.diagonal().mean() * torch.eye(len(inside)).double()
+        inverse = torch.linalg.inv(inside)
+        exponents = torch.cat([torch.ones(1).double(), self._exponents[free]])
+        change = exponents.square() / inverse.diagonal()
+        least = 1 + int(change[1:].argmin())
+        exponents -= inverse[:, least] / inverse[least, least] * exponents[least]
+        self._exponents[free] = exponents[1:] / exponents[0].clamp(min=0.5)
+        self._left[free[least - 1]] = False
+        self._exponents *= self._left
+        return self._bases[int(free[least - 1])]
+
+
+def descend(descent: Descent) -> Iterator["Step"]:
+    """Move all exponents, then leave out factors until at most `MAX_FACTORS` are left; yield after
+    each step.
+    """
+    tasks = len(descent.tasks)
+    first, more = max(STEPS, STEPS_OF_TASK * tasks), max(MORE_STEPS, tasks // 2)
+    excess = max(0, min(KEPT, descent.factors) - MAX_FACTORS)
+    total = first + more * excess + LAST_STEPS
+    yield from descent.go(_falling(first, RATE, LAST_RATE), total)
+    while descent.factors > MAX_FACTORS and descent.leave_out():
+        if descent.factors < KEPT:
+            yield from descent.go(_falling(more, LAST_RATE, LAST_RATE), total)
+    yield from descent.go(_falling(LAST_STEPS, LAST_RATE, 0.0), total)
+
+
+def shorten(descent: Descent) -> Iterator["Step | tuple[Metric, Metric]"]:
+    """Leave out one factor after another, with some steps for those that are left; yield after each
+    step, and each time the metric with the base that it lost.
+    """
+    more = max(LAST_STEPS, len(descent.tasks))
+    total = more * descent.removable
+    while (base := descent.leave_out()) is not None:
+        yield from descent.go(_falling(more, LAST_RATE, 0.0), total)
+        yield descent.metric, base
+
+
+class Step(NamedTuple):
+    """How far a descent is."""
+
+    done: int
+    total: int
+
+
+def _falling(steps: int, first: float, last: float = 0.0) -> Iterator[float]:
+    """Yield a rate for each of some steps, falling linearly."""
+    return (first + (last - first) * i / steps for i in range(steps))
+
+
+def _log(term: Metric, values: dict[Metric, Tensor], device: torch.device) -> Tensor:
+    if term.name == "exp":
+        return term.operands[0].evaluate(values, device)
+    return term.evaluate(values, device).clamp(min=TINY).log_()
+
+
+def _mean(values: Tensor, near: Tensor) -> Tensor:
+    """Return means over the members of each group, weighted by how near they are."""
+    return (near * values).sum(1, keepdim=True) / near.sum(1, keepdim=True).clamp(min=TINY)
+
+
+@contextmanager
+def _checkpointed(model: torch.nn.Module) -> Iterator[None]:
+    """While open, decoder blocks keep only their inputs for the backward pass."""
+    blocks = list(model.get_decoder().layers)
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
