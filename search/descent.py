@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.pruner import zeroed
 from prunevolve.pruning.ranking import DegenerateScores, up_to
-from prunevolve.pruning.statistics import of_layer
+from prunevolve.pruning.statistics import TERMINALS, of_layer
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import gradient_at_head
 from prunevolve.search.breeding.factors import MAX_FACTORS
@@ -39,9 +40,9 @@ from prunevolve.search.breeding.product import (
 )
 
 BATCH = 4  # windows of a step
-RATE, LAST_RATE = 0.06, 0.03  # of Adam, at the first step and from the first factor left out on
+RATE, LAST_RATE = 0.12, 0.03  # of Adam, at the first step and from the first factor left out on
 BETAS = (0.9, 0.99)  # of Adam
-STEPS, STEPS_OF_TASK = 16, 3  # with all factors: at least, and for each task
+STEPS, STEPS_OF_TASK = 20, 3  # with all factors: at least, and for each task
 MORE_STEPS = 4  # after each factor that was left out, at least, and one for every other task
 LAST_STEPS = 6  # with those that are left
 KEPT = 10  # factors down to which no steps are made between two that are left out
@@ -52,7 +53,7 @@ TINY = 1e-20  # least magnitude whose logarithm is taken
 RIDGE = 1e-4  # added to a covariance's diagonal, as a fraction of its mean: factors may be equal
 
 _ONE = Metric.constant(1)
-_All = slice(None)
+_ALL = slice(None)
 
 
 def terms_of(base: Metric) -> Exponents:
@@ -85,21 +86,49 @@ class Ground:
     low_memory: bool  # whether activations are computed again in the backward pass
 
 
+class Logs:
+    """Logarithms of terms in one model; of those that are no matrices they are kept."""
+
+    def __init__(self, ground: Ground, terms: Sequence[Metric]) -> None:
+        self._master, self._statistics = ground.master, ground.statistics
+        self._terminals = frozenset[str]().union(*(term.terminals for term in terms))
+        self._matrices = [term for term in terms if term.shape == MATRIX]
+        rest = [term for term in terms if term.shape != MATRIX]
+        # By layer and term: (out, 1), (1, in) or (1, 1).
+        self._vectors = {layer: self._computed(layer, rest) for layer in self._master}
+
+    def vectors(self, layer: str, rows: slice = _ALL) -> dict[Metric, Tensor]:
+        """Return those of terms that are no matrices, in some rows of a layer."""
+        vectors = self._vectors[layer].items()
+        return {term: x if x.shape[0] == 1 else x[rows] for term, x in vectors}
+
+    def matrices(self, layer: str, rows: slice = _ALL) -> dict[Metric, Tensor]:
+        """Return those of terms that are matrices, in some rows of a layer, fp32."""
+        if all(term.name in TERMINALS for term in self._matrices):
+            return self._computed(layer, self._matrices, rows)
+        logs = self._computed(layer, self._matrices)  # a grown term may depend on all rows
+        return {term: x[rows] for term, x in logs.items()}
+
+    def _computed(
+        self, layer: str, terms: Sequence[Metric], rows: slice = _ALL
+    ) -> dict[Metric, Tensor]:
+        weight = self._master[layer]
+        there = {"W": weight, **of_layer(self._statistics, layer, self._terminals)}
+        values: dict[Metric, Tensor] = {}
+        for name, tensor in there.items():
+            part = (tensor if tensor.shape[0] == 1 else tensor[rows]).float()
+            values[Metric(name)] = part.abs() if name == "W" else part
+        return {term: _log(term, values, weight.device) for term in terms}
+
+
 class Slope:
     """The derivative of one task's loss by the exponents of some bases."""
 
-    def __init__(self, ground: Ground, bases: Sequence[Metric]) -> None:
-        self.ground = ground
-        parts = [terms_of(base) for base in bases]
-        self._terms = tuple(dict.fromkeys(term for terms in parts for term in terms))
-        # (bases, terms)
-        self._multiples = torch.tensor(
-            [[terms.get(term, 0.0) for term in self._terms] for terms in parts],
-            dtype=torch.float64,
-        )
-        self._terminals = frozenset[str]().union(*(term.terminals for term in self._terms))
-        # Logarithms of terms that are no matrices, by layer: (out, 1), (1, in) or (1, 1).
-        self._vectors = {layer: self._logs(layer, matrices=False) for layer in ground.master}
+    def __init__(self, ground: Ground, logs: Logs, parts: Sequence[Exponents]) -> None:
+        self.ground, self._logs = ground, logs
+        self._terms = _terms(parts)
+        rows = [[terms.get(term, 0.0) for term in self._terms] for terms in parts]
+        self._multiples = torch.tensor(rows, dtype=torch.float64)  # (bases, terms)
 
     def derivative(self, exponents: Tensor, windows: Tensor, weights: Tensor) -> Tensor:
         """Return the derivative of the loss by each exponent, (bases,), fp64, on the CPU.
@@ -133,7 +162,8 @@ class Slope:
         by_term = pulled[:-1] - near[:-1] * (pulled[-1] / near[-1].clamp(min=TINY))
         if not by_term.isfinite().all():
             raise DegenerateScores("the derivative of the loss is not finite")
-        return self._multiples @ by_term
+        derivative: Tensor = self._multiples @ by_term
+        return derivative
 
     def covariance(self, exponents: Tensor) -> Tensor:
         """Return the covariance of the bases' logarithms near the threshold, (bases, bases)."""
@@ -144,8 +174,8 @@ class Slope:
         total, squares = torch.zeros(size).double(), torch.zeros(size, size).double()
         for layer in self.ground.master:
             rows = self._sampled(layer)
-            logs = self._logs(layer, rows) | self._of_rows(layer, rows)
-            scores = self._sum(logs, factors)
+            logs = self._logs.matrices(layer, rows) | self._logs.vectors(layer, rows)
+            scores = _sum(logs, factors)
             near = self._near(scores, threshold)
             each = [group.rows(logs[term].expand_as(scores)) for term in self._terms]
             values = torch.stack(each, -1)  # (groups, members, terms)
@@ -169,8 +199,10 @@ class Slope:
     ) -> None:
         """Add up a layer's part of the derivative once its gradient is there, and drop that."""
         gradient, live.grad = live.grad, None
-        group, logs = self.ground.target.group, self._logs(layer)
-        scores = self._sum(logs | self._vectors[layer], factors)
+        assert gradient is not None
+        group = self.ground.target.group
+        matrices, vectors = self._logs.matrices(layer), self._logs.vectors(layer)
+        scores = _sum(matrices | vectors, factors)
         near = self._near(scores, threshold)
         worth = self.ground.master[layer].float() * gradient
         pulled = near * group.rows(worth)
@@ -180,48 +212,18 @@ class Slope:
             weighted = weighted.reshape(worth.shape)
             by_row, by_column = weighted.sum(1, keepdim=True), weighted.sum(0, keepdim=True)
             whole = by_column.sum()
-            parts = [torch.dot(weighted.view(-1), x.view(-1)) for x in logs.values()]
-            for vector in self._vectors[layer].values():
+            parts = [torch.dot(weighted.view(-1), x.view(-1)) for x in matrices.values()]
+            for vector in vectors.values():
                 by = by_row if vector.shape[0] > 1 else by_column if vector.shape[1] > 1 else whole
                 parts.append((by * vector).sum())
-            order = [*logs, *self._vectors[layer]]
+            order = [*matrices, *vectors]
             places = [*map(self._terms.index, order), -1]
             total[places] += torch.stack([*parts, whole]).double().cpu()
 
-    def _scores(self, layer: str, factors: Mapping[Metric, float], rows: slice = _All) -> Tensor:
-        """Return log scores of some rows of a layer."""
-        return self._sum(self._logs(layer, rows) | self._of_rows(layer, rows), factors)
-
-    def _sum(self, logs: Mapping[Metric, Tensor], factors: Mapping[Metric, float]) -> Tensor:
-        """Return the sum of logarithms times factors, (out, in), fp32."""
-        by_shape: dict[torch.Size, Tensor] = {}  # so that a matrix is added to once for each side
-        for term, x in logs.items():
-            before = by_shape.get(x.shape)
-            by_shape[x.shape] = (
-                x * factors[term] if before is None else before.add_(x, alpha=factors[term])
-            )
-        *vectors, matrix = sorted(by_shape.values(), key=Tensor.numel)
-        for vector in vectors:
-            matrix.add_(vector)
-        return matrix
-
-    def _logs(self, layer: str, rows: slice = _All, matrices: bool = True) -> dict[Metric, Tensor]:
-        """Return logarithms of terms in some rows of a layer: of matrices, or of all others."""
-        weight = self.ground.master[layer]
-        plain = {"W": weight, **of_layer(self.ground.statistics, layer, self._terminals)}
-        wanted = [term for term in self._terms if (term.shape == MATRIX) == matrices]
-        whole = not all(term.name in plain for term in wanted)  # what is grown may see all rows
-        taken = _All if whole else rows
-        values: dict[Metric, Tensor] = {}
-        for name, tensor in plain.items():
-            part = (tensor if tensor.shape[0] == 1 else tensor[taken]).float()
-            values[Metric(name)] = part.abs() if name == "W" else part
-        logs = {term: _log(term, values, weight.device) for term in wanted}
-        return {term: x[rows] for term, x in logs.items()} if whole and matrices else logs
-
-    def _of_rows(self, layer: str, rows: slice) -> dict[Metric, Tensor]:
-        vectors = self._vectors[layer].items()
-        return {term: x if x.shape[0] == 1 else x[rows] for term, x in vectors}
+    def _scores(self, layer: str, factors: Mapping[Metric, float], rows: slice = _ALL) -> Tensor:
+        """Return log scores of some rows of a layer, (out, in), fp32."""
+        logs = self._logs
+        return _sum(logs.matrices(layer, rows) | logs.vectors(layer, rows), factors)
 
     def _sampled(self, layer: str) -> slice:
         return slice(None, None, max(1, self.ground.master[layer].shape[0] // ROWS))
@@ -286,8 +288,11 @@ class Descent:
         self._exponents = torch.tensor(list(powers.values()), dtype=torch.float64)
         self._fixed = torch.tensor([base in fixed for base in self._bases])
         self._left = torch.ones_like(self._fixed)  # that were not left out
-        self.tasks = grounds
-        self._slopes = [Slope(ground, self._bases) for ground in grounds]
+        self.tasks, self.most = len(grounds), len(powers)
+        parts = [terms_of(base) for base in self._bases]
+        by_model = {id(ground.store): ground for ground in grounds}
+        logs = {model: Logs(ground, _terms(parts)) for model, ground in by_model.items()}
+        self._slopes = [Slope(ground, logs[id(ground.store)], parts) for ground in grounds]
         self._adam = torch.optim.Adam([self._exponents], betas=BETAS)
         self._draw = np.random.default_rng(seed)
         self.steps = 0
@@ -310,10 +315,11 @@ class Descent:
 
     def step(self, rate: float) -> None:
         """Move all exponents by about a rate against the derivative on one of the tasks."""
-        ground, slope = (x[self.steps % len(x)] for x in (self.tasks, self._slopes))
+        slope = self._slopes[self.steps % len(self._slopes)]
+        windows, weights = slope.ground.windows, slope.ground.weights
         self.steps += 1
-        drawn = torch.from_numpy(self._draw.integers(len(ground.windows), size=BATCH))
-        derivative = slope.derivative(self._exponents, ground.windows[drawn], ground.weights[drawn])
+        drawn = torch.from_numpy(self._draw.integers(len(windows), size=BATCH))
+        derivative = slope.derivative(self._exponents, windows[drawn], weights[drawn])
         self._exponents.grad = derivative * (self._left & ~self._fixed)
         self._adam.param_groups[0]["lr"] = rate
         self._adam.step()
@@ -351,9 +357,9 @@ def descend(descent: Descent) -> Iterator["Step"]:
     """Move all exponents, then leave out factors until at most `MAX_FACTORS` are left; yield after
     each step.
     """
-    tasks = len(descent.tasks)
+    tasks = descent.tasks
     first, more = max(STEPS, STEPS_OF_TASK * tasks), max(MORE_STEPS, tasks // 2)
-    excess = max(0, min(KEPT, descent.factors) - MAX_FACTORS)
+    excess = max(0, min(KEPT, descent.most) - MAX_FACTORS)
     total = first + more * excess + LAST_STEPS
     yield from descent.go(_falling(first, RATE, LAST_RATE), total)
     while descent.factors > MAX_FACTORS and descent.leave_out():
@@ -366,7 +372,7 @@ def shorten(descent: Descent) -> Iterator["Step | tuple[Metric, Metric]"]:
     """Leave out one factor after another, with some steps for those that are left; yield after each
     step, and each time the metric with the base that it lost.
     """
-    more = max(LAST_STEPS, len(descent.tasks))
+    more = max(LAST_STEPS, descent.tasks)
     total = more * descent.removable
     while (base := descent.leave_out()) is not None:
         yield from descent.go(_falling(more, LAST_RATE, 0.0), total)
@@ -385,6 +391,24 @@ def _falling(steps: int, first: float, last: float = 0.0) -> Iterator[float]:
     return (first + (last - first) * i / steps for i in range(steps))
 
 
+def _terms(parts: Iterable[Exponents]) -> tuple[Metric, ...]:
+    return tuple(dict.fromkeys(term for terms in parts for term in terms))
+
+
+def _sum(logs: Mapping[Metric, Tensor], factors: Mapping[Metric, float]) -> Tensor:
+    """Return the sum of logarithms times factors, (out, in), fp32."""
+    by_shape: dict[torch.Size, Tensor] = {}  # so that a matrix is added to once for each side
+    for term, x in logs.items():
+        if (before := by_shape.get(x.shape)) is None:
+            by_shape[x.shape] = x * factors[term]
+        else:
+            before.add_(x, alpha=factors[term])
+    *vectors, matrix = sorted(by_shape.values(), key=Tensor.numel)
+    for vector in vectors:
+        matrix.add_(vector)
+    return matrix
+
+
 def _log(term: Metric, values: dict[Metric, Tensor], device: torch.device) -> Tensor:
     if term.name == "exp":
         return term.operands[0].evaluate(values, device)
@@ -397,7 +421,7 @@ def _mean(values: Tensor, near: Tensor) -> Tensor:
 
 
 @contextmanager
-def _checkpointed(model: torch.nn.Module) -> Iterator[None]:
+def _checkpointed(model: PreTrainedModel) -> Iterator[None]:
     """While open, decoder blocks keep only their inputs for the backward pass."""
     blocks = list(model.get_decoder().layers)
     for block in blocks:
