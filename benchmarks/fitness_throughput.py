@@ -3,6 +3,7 @@
 On the candidates of a real run, in this process, with one worker's threads:
 
 - pruning in each kind of group, against forward with loss over one window;
+- a step of a descent, against its own forward and backward pass;
 - the driver's own work: breed, simplify, fingerprint, commit, journal;
 - candidates decided per hour.
 """
@@ -10,8 +11,10 @@ On the candidates of a real run, in this process, with one worker's threads:
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -19,9 +22,15 @@ import typer
 from real_run import RealRun
 from rich.progress import track
 from tables import conditions, show, write_json
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from prunevolve.pruning.masks import Group, Layer, Model, NOfM, Row, Target
+from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.parse import named_metric
+from prunevolve.pruning.stream import gradient_at_head
+from prunevolve.search.descent import BATCH
 from prunevolve.search.evaluator import Evaluator, Resident
 from prunevolve.search.records import Candidate, Record
 from prunevolve.search.run_folder import RunFolder
@@ -37,7 +46,11 @@ PRUNED: dict[str, Group] = {
 PRUNE, WINDOW = "prune in all, ", "forward and loss, one window"
 
 PRUNING_BAR = "0.50 of a window"
-BARS = {"driver_ms_per_candidate": "10", "candidates_an_hour": ""}
+BARS = {
+    "step_of_its_passes": "1.5",
+    "driver_ms_per_candidate": "5",
+    "candidates_an_hour": "",
+}
 
 
 def main(
@@ -58,6 +71,7 @@ def main(
     chosen = real.records[start : start + candidates]
     figures: dict[str, Any] = {
         "seconds": parts,
+        "step_of_its_passes": _step_of_its_passes(evaluator),
         "fitness_tokens": sum(
             experiment.subjects[subject].tokens["fitness"].numel()
             for subject in experiment.subject_of
@@ -97,6 +111,44 @@ def _parts(evaluator: Evaluator) -> dict[str, float]:
     return {**seconds, WINDOW: _best(lambda: resident.losses("fitness", 0, 1))}
 
 
+def _step_of_its_passes(evaluator: Evaluator) -> float:
+    """Return the median seconds of a descent's step on the first task, as a multiple of those of a
+    forward and a backward pass on as many windows; in turns, as a machine's speed changes.
+    """
+    breeder, model = evaluator.experiment.breeder, evaluator.residents[0].store.model
+    windows = evaluator.residents[0].tokens["descent"][:BATCH].to(model.device)
+    steps = evaluator.evaluating(
+        Candidate(0, Criterion(breeder.core, breeder.group), "descent", (0,))
+    )
+    next(steps)  # warms up
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for is_step in 4 * (True, False):
+        began = time.perf_counter()
+        if is_step:
+            next(steps)
+        else:
+            _passes(model, windows)
+        seconds[is_step].append(time.perf_counter() - began)
+    steps.close()
+    return median(seconds[True]) / median(seconds[False])
+
+
+def _passes(model: PreTrainedModel, windows: Tensor) -> None:
+    """Go forward and backward, and drop each gradient once it is there."""
+    with ExitStack() as stack:
+        for layer in linear_layers(model).values():
+            weight = layer.weight.requires_grad_(True)
+            stack.callback(weight.requires_grad_, False)
+            stack.callback(weight.register_post_accumulate_grad_hook(_drop).remove)
+        states = model.base_model(input_ids=windows, use_cache=False)[0]
+        at_head = [gradient_at_head(model, *x) for x in zip(windows, states.detach(), strict=True)]
+        states.backward(torch.stack(at_head))
+
+
+def _drop(live: Tensor) -> None:
+    live.grad = None
+
+
 def _prune(resident: Resident, name: str, group: Group) -> None:
     resident.restore()
     resident.prune(named_metric(name).metric, Target(0.5, group))
@@ -110,7 +162,7 @@ def replayed(real: RealRun) -> tuple[float, list[Candidate]]:
         began = time.perf_counter()
         evolution = real.evolution()
         for record, candidate in zip(real.records, evolution.ask(), strict=False):
-            assert candidate.criterion == record.criterion
+            assert candidate.criterion == record.candidate.criterion
             asked.append(candidate)
             for committed in evolution.tell(candidate.index, record.outcome):
                 copy.append(committed, {})

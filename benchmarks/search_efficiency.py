@@ -1,13 +1,14 @@
-"""The contribution of each part of the search, for the same evaluations and several seeds.
+"""The contribution of each part of the search, for the same time and several seeds.
 
 It compares the shipped search with random search and with itself without each of its parts. All
 start without seed metrics, in this process, on the same statistics. It reports the best fitness at
-the end, paired by seed, and the evaluations to reach the fitness of named metrics.
+the end, paired by seed, and the seconds to reach the fitness of named metrics.
 """
 
 import math
 import statistics
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -74,6 +75,10 @@ VARIANTS: dict[str, Variant] = {
         replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
     ),
     "no descents": Variant(replaced={"prunevolve.search.evolution.DESCENTS": math.inf}),
+    **{
+        f"a descent of {n}": Variant(replaced={"prunevolve.search.evolution.DESCENTS": n})
+        for n in (2, 4, 16)
+    },
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},
@@ -94,7 +99,7 @@ def main(
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.path=value")] = None,
     variants: Annotated[str, typer.Option(help="Some of them, by commas; none: all.")] = "",
-    candidates: Annotated[int, typer.Option(help="Measured candidates of each search.")] = 150,
+    seconds: Annotated[float, typer.Option(help="Processor time of each search.")] = 60.0,
     seeds: Annotated[int, typer.Option(help="Searches of each kind.")] = 5,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
@@ -119,12 +124,12 @@ def main(
                 for name, value in tried[variant].replaced.items():
                     replaced.enter_context(mock.patch(name, value))
                 marks = Fingerprints(real.fingerprints.tasks)  # a copy that has seen no masks
-                traces[variant].append(_search(evaluator, marks, there, candidates, targets))
-            figures = {"limit": f"{candidates} evaluations", "targets": targets, "runs": traces}
+                traces[variant].append(_search(evaluator, marks, there, seconds, targets))
+            figures = {"limit": f"{seconds:g} s", "targets": targets, "runs": traces}
             write_json(json, {**conditions(real.experiment.config.dtype), **figures})
     experiment = real.experiment
     what = f"{experiment.config.model}, {experiment.tasks[0].name}"
-    _print(f"{what}, {candidates} evaluations each, {seeds} seeds", traces, targets)
+    _print(f"{what}, {seconds:g} s each, {seeds} seeds", traces, targets)
 
 
 def _prepared(settings: list[str], out: Path) -> Path:
@@ -139,24 +144,24 @@ def _search(
     evaluator: Evaluator,
     marks: Fingerprints,
     experiment: Experiment,
-    limit: int,
+    limit: float,
     targets: Mapping[str, float],
 ) -> Trace:
-    """Search until so many candidates were measured; return what came of it.
+    """Search for so many seconds of processor time; return what came of it.
 
-    `reached` has the measured candidates until each named metric's fitness was reached.
+    `reached` has the seconds until each named metric's fitness was reached.
     """
     evaluator.experiment = experiment
     evolution = Evolution(experiment.breeder, experiment.weights, marks, State())
-    kinds, tokens = Counter[str](), 0
-    reached: dict[str, int | None] = dict.fromkeys(targets)
+    kinds, tokens, began = Counter[str](), 0, time.process_time()
+    reached: dict[str, float | None] = dict.fromkeys(targets)
     # Each outcome is told at once, so that the next candidate can be bred.
     for candidate in evolution.ask():
         outcome = candidate.decided or evaluator.evaluate(candidate)
         evolution.tell(candidate.index, outcome)
         kinds[outcome.kind] += 1
         tokens += outcome.tokens
-        spent = kinds["evaluated"] + kinds["stopped"] + kinds["sampled"]
+        spent = time.process_time() - began
         best = evolution.state.best
         for name, fitness in targets.items():
             if reached[name] is None and best and best.rank[0] <= fitness:

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -154,10 +154,14 @@ def _sample(score: Score, layers: Iterable[str]) -> tuple[Array, dict[str, int]]
 # can be written to; else every process compiles it again, which takes seconds.
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Function, adds_in_any_order: bool = False) -> Function:
     """Compile a loop; it runs without the interpreter's lock."""
     is_kept = not sys.dont_write_bytecode and os.access(Path(__file__).parent, os.W_OK)
-    return cast(Function, numba.njit(function, nogil=True, cache=is_kept))
+    freedom = {"reassoc", "contract", "nsz"} if adds_in_any_order else False
+    return cast(Function, numba.njit(function, nogil=True, cache=is_kept, fastmath=freedom))
+
+
+compiled_to_add = partial(compiled, adds_in_any_order=True)
 
 
 @cache

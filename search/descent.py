@@ -38,14 +38,15 @@ from prunevolve.search.breeding.product import (
     factors_of,
     product_of_powers,
 )
+from prunevolve.search.logarithms import log_scores, near_sums
 
 BATCH = 4  # windows of a step
-RATE, LAST_RATE = 0.12, 0.03  # of Adam, at the first step and from the first factor left out on
+RATE, LAST_RATE = 0.06, 0.03  # of Adam, at the first step and from the first factor left out on
 BETAS = (0.9, 0.99)  # of Adam
-STEPS, STEPS_OF_TASK = 20, 3  # with all factors: at least, and for each task
-MORE_STEPS = 4  # after each factor that was left out, at least, and one for every other task
-LAST_STEPS = 6  # with those that are left
-KEPT = 10  # factors down to which no steps are made between two that are left out
+STEPS, STEPS_OF_TASK = 12, 3  # with all factors: at least, and for each task
+MORE_STEPS = 5  # after each factor that was left out, at least, and one for every other task
+LAST_STEPS = 8  # with those that are left
+KEPT = 9  # factors down to which no steps are made between two that are left out
 
 BAND = 0.5  # of log scores on both sides of a threshold, in which weights count as near, fading
 ROWS = 16  # of each layer, evenly spaced: from them come a model's threshold and what factors do
@@ -108,6 +109,16 @@ class Logs:
             return self._computed(layer, self._matrices, rows)
         logs = self._computed(layer, self._matrices)  # a grown term may depend on all rows
         return {term: x[rows] for term, x in logs.items()}
+
+    def plain(self, layer: str, rows: slice = _ALL) -> list[tuple[Metric, Tensor]] | None:
+        """Return one or two matrices, of which `search.logarithms` takes the logarithms, for the
+        terms that are matrices; None if these are more, or grown, or not on the CPU.
+        """
+        names, weight = [term.name for term in self._matrices], self._master[layer]
+        if weight.device.type != "cpu" or not 1 <= len(names) <= 2 or not {*names} <= {"W", "G"}:
+            return None
+        there = {"W": weight, **of_layer(self._statistics, layer, names)}
+        return [(term, there[term.name][rows]) for term in self._matrices]
 
     def _computed(
         self, layer: str, terms: Sequence[Metric], rows: slice = _ALL
@@ -200,30 +211,52 @@ class Slope:
         """Add up a layer's part of the derivative once its gradient is there, and drop that."""
         gradient, live.grad = live.grad, None
         assert gradient is not None
-        group = self.ground.target.group
-        matrices, vectors = self._logs.matrices(layer), self._logs.vectors(layer)
+        group, vectors = self.ground.target.group, self._logs.vectors(layer)
+        worth = (self.ground.master[layer] * gradient).float()
+        plain = self._logs.plain(layer) if group.whole_model else None
+        if plain:
+            factors = {term: factor / BAND for term, factor in factors.items()}
+            by_row, by_column = _sides(vectors, factors, worth)
+            by_row -= threshold / BAND
+            found = near_sums(_with(factors, plain), by_row, by_column, worth)
+            sums += self._by_term(vectors, [term for term, _ in plain], *found)
+            return
+        matrices = self._logs.matrices(layer)
         scores = _sum(matrices | vectors, factors)
         near = self._near(scores, threshold)
-        worth = self.ground.master[layer].float() * gradient
         pulled = near * group.rows(worth)
         if not group.whole_model:
             pulled -= near * _mean(group.rows(worth), near)
-        for weighted, total in zip((pulled, near), sums, strict=True):
-            weighted = weighted.reshape(worth.shape)
-            by_row, by_column = weighted.sum(1, keepdim=True), weighted.sum(0, keepdim=True)
-            whole = by_column.sum()
-            parts = [torch.dot(weighted.view(-1), x.view(-1)) for x in matrices.values()]
-            for vector in vectors.values():
-                by = by_row if vector.shape[0] > 1 else by_column if vector.shape[1] > 1 else whole
-                parts.append((by * vector).sum())
-            order = [*matrices, *vectors]
-            places = [*map(self._terms.index, order), -1]
-            total[places] += torch.stack([*parts, whole]).double().cpu()
+        both = torch.stack([pulled.reshape(worth.shape), near.reshape(worth.shape)])
+        products = torch.stack([(both * x).sum((1, 2)) for x in matrices.values()], 1)
+        sides = both.sum(2, keepdim=True), both.sum(1, keepdim=True)
+        sums += self._by_term(vectors, [*matrices], *sides, products)
+
+    def _by_term(
+        self,
+        vectors: Mapping[Metric, Tensor],
+        matrices: Sequence[Metric],
+        by_row: Tensor,
+        by_column: Tensor,
+        products: Tensor,
+    ) -> Tensor:
+        """Return two sums of weighted weights times each term's logarithms, and times 1, (2, terms
+        + 1), fp64, from sums by row, (2, out, 1), by column, (2, 1, in), and with matrices.
+        """
+        found = dict(zip(matrices, products.T, strict=False))
+        whole = by_column.sum(2, keepdim=True)
+        for term, vector in vectors.items():
+            by = by_row if vector.shape[0] > 1 else by_column if vector.shape[1] > 1 else whole
+            found[term] = (by * vector).sum((1, 2))
+        parts = [*(found[term] for term in self._terms), whole[:, 0, 0]]
+        return torch.stack([part.double().cpu() for part in parts], 1)
 
     def _scores(self, layer: str, factors: Mapping[Metric, float], rows: slice = _ALL) -> Tensor:
         """Return log scores of some rows of a layer, (out, in), fp32."""
-        logs = self._logs
-        return _sum(logs.matrices(layer, rows) | logs.vectors(layer, rows), factors)
+        logs, vectors = self._logs, self._logs.vectors(layer, rows)
+        if plain := logs.plain(layer, rows):
+            return log_scores(_with(factors, plain), *_sides(vectors, factors, plain[0][1]))
+        return _sum(logs.matrices(layer, rows) | vectors, factors)
 
     def _sampled(self, layer: str) -> slice:
         return slice(None, None, max(1, self.ground.master[layer].shape[0] // ROWS))
@@ -372,7 +405,7 @@ def shorten(descent: Descent) -> Iterator["Step | tuple[Metric, Metric]"]:
     """Leave out one factor after another, with some steps for those that are left; yield after each
     step, and each time the metric with the base that it lost.
     """
-    more = max(LAST_STEPS, descent.tasks)
+    more = max(MORE_STEPS, descent.tasks)
     total = more * descent.removable
     while (base := descent.leave_out()) is not None:
         yield from descent.go(_falling(more, LAST_RATE, 0.0), total)
@@ -393,6 +426,26 @@ def _falling(steps: int, first: float, last: float = 0.0) -> Iterator[float]:
 
 def _terms(parts: Iterable[Exponents]) -> tuple[Metric, ...]:
     return tuple(dict.fromkeys(term for terms in parts for term in terms))
+
+
+def _with(
+    factors: Mapping[Metric, float], plain: Sequence[tuple[Metric, Tensor]]
+) -> list[tuple[Tensor, float]]:
+    """Return two matrices with their factors; the second one counts nothing if there is one."""
+    pairs = [(matrix, factors[term]) for term, matrix in plain]
+    return pairs if len(pairs) == 2 else [*pairs, (plain[0][1], 0.0)]
+
+
+def _sides(
+    vectors: Mapping[Metric, Tensor], factors: Mapping[Metric, float], matrix: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the parts of a matrix's log scores that are the same along a row, (out, 1), and along
+    a column, (1, in).
+    """
+    by_row, by_column = torch.zeros(len(matrix), 1), torch.zeros(1, matrix.shape[1])
+    for term, vector in vectors.items():
+        (by_column if vector.shape[1] > 1 else by_row).add_(vector, alpha=factors[term])
+    return by_row, by_column
 
 
 def _sum(logs: Mapping[Metric, Tensor], factors: Mapping[Metric, float]) -> Tensor:
