@@ -30,7 +30,7 @@ from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.evolution import Evolution, State
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.records import Candidate
+from prunevolve.search.records import Candidate, Record
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,12 @@ def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
     return str(criterion)
 
 
-_BREEDING = "prunevolve.search.breeding"
+def _first(state: State) -> Record | None:
+    """Return the first candidate, W * G, from which all descents begin, each on other windows."""
+    return next((record for record in state.hall_of_fame if record.index == 0), None)
+
+
+_BREEDING, _EVOLUTION = "prunevolve.search.breeding", "prunevolve.search.evolution"
 
 SHIPPED = "evolution"
 """The variant that all others are compared with."""
@@ -74,10 +79,16 @@ VARIANTS: dict[str, Variant] = {
     "no equal masks": Variant(
         replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
     ),
-    "no descents": Variant(replaced={"prunevolve.search.evolution.DESCENTS": math.inf}),
+    "no descents": Variant(replaced={f"{_EVOLUTION}.DESCENTS": math.inf}),
+    "descents alone": Variant(
+        replaced={
+            f"{_EVOLUTION}.DESCENTS": 1,
+            f"{_EVOLUTION}.Evolution._start_of": lambda self, state: _first(state),
+        }
+    ),
     **{
-        f"a descent of {n}": Variant(replaced={"prunevolve.search.evolution.DESCENTS": n})
-        for n in (2, 4, 16)
+        f"1 of {n} descends": Variant(replaced={f"{_EVOLUTION}.DESCENTS": n})
+        for n in (4, 8, 16, 32)
     },
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),

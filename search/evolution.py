@@ -210,12 +210,18 @@ class Evolution:
         return next(new, first)
 
     def _start_of(self, state: State) -> Record | None:
-        """Return the best from which no descent began yet, if any can."""
+        """Return the best from which no descent began yet, if any can.
+
+        The first one begins from a seed: what random numbers are worth says little of a random
+        metric's factors.
+        """
         if not self.breeder.descends:
             return None
         new = (member for member in state.population if member.index not in self._begun)
-        able = (member for member in new if can_descend(member.criterion.metric))
-        return min(able, key=lambda member: member.rank, default=None)
+        able = [member for member in new if can_descend(member.criterion.metric)]
+        seeds = [member for member in able if member.candidate.origin == "seed"]
+        among = able if self._begun else seeds or able
+        return min(among, key=lambda member: member.rank, default=None)
 
     def _commit(self, record: Record) -> None:
         self._learn(record)
