@@ -37,9 +37,7 @@ class RealRun:
 
     def evolution(self) -> Evolution:
         """Return the run's search as it was before its first candidate."""
-        return Evolution(
-            self.experiment.breeder, self.experiment.weights, self.fingerprints, State()
-        )
+        return Evolution(self.experiment.breeder, self.fingerprints, State())
 
     def evaluator(self, experiment: Experiment) -> Evaluator:
         """Return an evaluator with the run's statistics and scale."""

@@ -1,6 +1,6 @@
 """How busy a driver keeps workers that only sleep, 16 to 1,024 of them.
 
-The search is the real one on the embedded model, with broods, fingerprints and journal. In its
+The search is the real one on the embedded model, with fingerprints and journal. In its
 workers' place stand entries in a list, each busy for some seconds with an outcome that is made up.
 A driver can feed as many workers as its work for an evaluation fits into the time of one. If the
 lag is too small for the longest evaluation, workers wait for its commit.
@@ -103,7 +103,6 @@ class Sleepers(InProcess):
     def __init__(self, experiment: Experiment, case: Case) -> None:
         super().__init__(experiment)
         self._case, self._experiment = case, experiment
-        self._tasks = len(experiment.tasks_of("fitness"))
         self._ready: list[Event] = []
         self._loaded: tuple[object, Timing] = (None, {})
         self._asleep: list[tuple[float, int, Candidate]] = []
@@ -137,18 +136,17 @@ class Sleepers(InProcess):
             time.sleep(max(0.0, min(seconds, self._asleep[0][0] - time.monotonic())))
         while self._asleep and self._asleep[0][0] <= time.monotonic():
             _, worker, candidate = heapq.heappop(self._asleep)
-            self._ready.append((worker, _made_up(candidate, self._tasks), {}))
+            self._ready.append((worker, _made_up(candidate), {}))
         events, self._ready = self._ready, []
         return events
 
 
-def _made_up(candidate: Candidate, tasks: int) -> Outcome:
+def _made_up(candidate: Candidate) -> Outcome:
     """Return an outcome that depends on the candidate alone."""
     fitness = LOWEST + SPREAD * _fraction(str(candidate.criterion))
-    rises = (fitness,) * tasks
     if candidate.limits and fitness > candidate.limits.entry:
-        return Outcome("stopped", None, 512, f"rise {fitness:.4f}", fitness, rises)
-    return Outcome("evaluated", fitness, 8192, rises=rises)
+        return Outcome("stopped", None, 512, f"rise {fitness:.4f}")
+    return Outcome("evaluated", fitness, 8192)
 
 
 def _fraction(text: str) -> float:

@@ -48,7 +48,7 @@ class Variant:
 
 def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
     """Take the place of the fingerprint: tell all texts apart whose scores make masks."""
-    marks.sketch(criterion)
+    marks.fingerprint(criterion)
     return str(criterion)
 
 
@@ -58,16 +58,27 @@ def _first(state: State) -> Record | None:
 
 
 _BREEDING, _EVOLUTION = "prunevolve.search.breeding", "prunevolve.search.evolution"
+_NO_DESCENTS: Mapping[str, object] = {f"{_EVOLUTION}.DESCENTS": math.inf}
 
 SHIPPED = "evolution"
 """The variant that all others are compared with."""
 
 VARIANTS: dict[str, Variant] = {
     SHIPPED: Variant(),
-    "random search": Variant(["search.crossover=0", "search.mutation=0", "search.brood=1"]),
-    "no broods": Variant(["search.brood=1"]),
-    "broods of 8": Variant(["search.brood=8"]),
-    "broods of 48": Variant(["search.brood=48"]),
+    "random search": Variant(["search.crossover=0", "search.mutation=0"], _NO_DESCENTS),
+    "paper": Variant(
+        [
+            *("search.primitives=release", "search.units=off", "pruning.group=row"),
+            *("search.population=50", "search.parents=10", "search.initial_depth=[2,4]"),
+            *("search.crossover=1.0", "search.mutation=0.5", "search.max_size=31", "search.lag=0"),
+            *("search.crowding=0", "search.stages=[]"),
+        ]
+    ),
+    # As gplearn breeds: subtrees, node by node, of all operators and numbers.
+    "trees": Variant(
+        ["search.crowding=0", "search.initial_depth=[2,4]"],
+        {f"{_BREEDING}.variation.Breeder.descends": False},
+    ),
     "no crowding": Variant(["search.crowding=0"]),
     "no parsimony": Variant(replaced={"prunevolve.search.records.RESOLUTION": 1e-12}),
     "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
@@ -79,7 +90,7 @@ VARIANTS: dict[str, Variant] = {
     "no equal masks": Variant(
         replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
     ),
-    "no descents": Variant(replaced={f"{_EVOLUTION}.DESCENTS": math.inf}),
+    "no descents": Variant(replaced=_NO_DESCENTS),
     "descents alone": Variant(
         replaced={
             f"{_EVOLUTION}.DESCENTS": 1,
@@ -163,7 +174,7 @@ def _search(
     `reached` has the seconds until each named metric's fitness was reached.
     """
     evaluator.experiment = experiment
-    evolution = Evolution(experiment.breeder, experiment.weights, marks, State())
+    evolution = Evolution(experiment.breeder, marks, State())
     kinds, tokens, began = Counter[str](), 0, time.process_time()
     reached: dict[str, float | None] = dict.fromkeys(targets)
     # Each outcome is told at once, so that the next candidate can be bred.

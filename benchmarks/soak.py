@@ -38,7 +38,7 @@ KINDS = ("worker killed", "worker stopped", "node", "driver killed")
 SMALL = [
     *("calibration.windows=4", "calibration.length=64", "fitness.windows=4", "fitness.length=64"),
     *("selection.windows=4", "selection.length=64", "report.windows=4", "report.length=64"),
-    *("search.stages=[1, 2]", "search.lag=16", "search.brood=2"),
+    *("search.stages=[1, 2]", "search.lag=16"),
     *("search.population=16", "ray.wait_seconds=120"),
 ]
 

@@ -179,8 +179,6 @@ class Search(_Section):
     """Probability of a mutation."""
     crowding: float = Field(default=0.01, ge=0, lt=1)
     """Masks that differ in a smaller fraction of weights count as one; 0: none do."""
-    brood: int = Field(default=16, ge=1, le=1000)
-    """Children bred per candidate; the one with the most promising mask is kept."""
     stages: list[Count] = [2, 4, 8, 16]
     """Window counts at which a candidate may be stopped, ascending; []: none is."""
 

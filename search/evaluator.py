@@ -28,11 +28,12 @@ from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.search.breeding.simplify import simplify
-from prunevolve.search.descent import Descent, Ground, Step, descend, shorten
+from prunevolve.search.descent import Descent, Step, descend, shorten
 from prunevolve.search.experiment import Experiment, Subject
 from prunevolve.search.fingerprint import take_probe
-from prunevolve.search.records import Candidate, Kind, Limits, Outcome
+from prunevolve.search.records import Candidate, Limits, Outcome
 from prunevolve.search.scale import Scale
+from prunevolve.search.slope import Ground
 
 SLACK = 0.2
 """A candidate is clearly above the best after n windows if its predicted rise is so by this
@@ -201,6 +202,8 @@ class Evaluator:
             descent = self._descent(criterion, added, candidate.index)
             yield from descend(descent)
             tuned = simplify(replace(criterion, metric=descent.metric))
+            if tuned.metric.problem:  # an exponent came to 0
+                raise DegenerateScores(tuned.metric.problem)
             outcome = self._measure(replace(candidate, criterion=tuned))
             return replace(outcome, tuned=tuned)
         except DegenerateScores as error:
@@ -222,7 +225,7 @@ class Evaluator:
             for came in shorten(self._descent(criterion, (), index, 1)):
                 if isinstance(came, Step):
                     yield came
-                else:
+                elif not came[0].problem:
                     shorter.append((simplify(replace(criterion, metric=came[0])), came[1]))
         except DegenerateScores:
             pass  # it is as short as it can be
@@ -274,14 +277,14 @@ class Evaluator:
             resident = self._resident(task)
             if len(losses[task]) == len(resident.dense):
                 continue
-            if candidate.limits and (ended := self._ended(losses, candidate.limits)):
+            if stages and candidate.limits and (ended := self._ended(losses, candidate.limits)):
                 return ended
             resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
             measured = resident.losses("fitness", len(losses[task]), end)
             losses[task] += measured
             if not all(map(math.isfinite, measured)):
                 return Outcome("degenerate", None, self._tokens(losses), "the loss is not finite")
-        return self._outcome("evaluated", self.scale.fitness(losses), losses)
+        return Outcome("evaluated", self.scale.fitness(losses), self._tokens(losses))
 
     def _ended(self, losses: Sequence[Sequence[float]], limits: Limits) -> Outcome | None:
         """Return the predicted outcome of a candidate that is clearly not the best, or None.
@@ -294,21 +297,10 @@ class Evaluator:
             return None
         if rise > limits.entry:
             reason = f"relative rise {rise:.4f} above {limits.entry:.4f}"
-            return self._outcome("stopped", None, losses, reason, self.scale.fitness(losses))
+            return Outcome("stopped", None, self._tokens(losses), reason)
         if None in self.scale.values(losses):
             return None
-        return self._outcome("evaluated", rise, losses, "not to the end")
-
-    def _outcome(
-        self,
-        kind: Kind,
-        fitness: float | None,
-        losses: Sequence[Sequence[float]],
-        reason: str = "",
-        estimate: float | None = None,
-    ) -> Outcome:
-        rises = self.scale.rises_by_task(losses)
-        return Outcome(kind, fitness, self._tokens(losses), reason, estimate, rises)
+        return Outcome("evaluated", rise, self._tokens(losses), "not to the end")
 
     def _tokens(self, losses: Sequence[Sequence[float]]) -> int:
         """Return how many fitness tokens were measured."""

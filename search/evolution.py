@@ -9,7 +9,6 @@ replaying its records.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.json_file import JsonObject
@@ -20,7 +19,6 @@ from prunevolve.search.breeding.product import can_descend
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.records import Candidate, Limits, Outcome, Record
-from prunevolve.search.surrogate import Surrogate
 
 DESCENTS = 8  # one candidate in so many descends from the best that none began from
 LEEWAY = 1.5  # highest fitness that may fill a free place, as a multiple of the best's
@@ -125,7 +123,6 @@ class Evolution:
     def __init__(
         self,
         breeder: Breeder,
-        weights: Sequence[float],  # of each task in the fitness; they add up to 1
         fingerprints: Fingerprints,
         start: State,  # early enough to breed every child that is not among the records
         records: Iterable[Record] = (),  # all that were committed before, in order
@@ -135,7 +132,6 @@ class Evolution:
         self._firsts: dict[str, int] = {}  # the first index of each text and fingerprint bred
         self._led_to: dict[str, int] = {}  # the first index of each fingerprint that a descent has
         self._begun: set[int] = set()  # indices of candidates from which a descent began
-        self._surrogate = Surrogate(fingerprints.sketch, weights, self.search.crowding)
         self._states = {start.committed: start}
         self._committed = start.committed
         for record in records:
@@ -143,7 +139,7 @@ class Evolution:
             if record.index >= start.committed:
                 self._commit(record)
             else:
-                self._learn(record)
+                self._mark(record)
         self._bred = self._committed
         self._waiting: dict[int, Candidate] = {}
         self._arrived: dict[int, Outcome] = {}
@@ -194,20 +190,11 @@ class Evolution:
         return crowding > 0 and self.fingerprints.distance(first, second) < crowding
 
     def _propose(self, state: State) -> Candidate:
-        """Return a descent, or breed a brood and return the most promising of its new children."""
-        if self._bred % DESCENTS == DESCENTS - 1 and (start := self._start_of(state)):
+        """Return a descent, or breed a child."""
+        is_due = self._bred % DESCENTS == DESCENTS - 1 and self._bred >= len(self.breeder.firsts)
+        if is_due and (start := self._start_of(state)):
             return Candidate(self._bred, start.criterion, "descent", (start.index,))
-        children = self.breeder.brood(self._bred, state.population)
-        if self.search.brood > 1 and len(children) > 1:
-            children = list({str(child.criterion): child for child in children}.values())
-            self._surrogate.ask_before(state.committed)
-            promises = self._surrogate.predict([child.criterion for child in children])
-            ranked = sorted(zip(promises, children, strict=True), key=lambda pair: pair[0])
-            children = [child for _, child in ranked]
-        decided = (self._decide(child, state) for child in children)  # a fingerprint takes time
-        first = next(decided)
-        new = (child for child in chain([first], decided) if not child.decided)
-        return next(new, first)
+        return self._decide(self.breeder.breed(self._bred, state.population), state)
 
     def _start_of(self, state: State) -> Record | None:
         """Return the best from which no descent began yet, if any can.
@@ -224,14 +211,13 @@ class Evolution:
         return min(among, key=lambda member: member.rank, default=None)
 
     def _commit(self, record: Record) -> None:
-        self._learn(record)
+        self._mark(record)
         state = self.state.commit(record, self.search, self.near)
         self._committed = state.committed
         self._states[self._committed] = state
         self._states.pop(self._committed - self.search.lag - 1, None)
 
-    def _learn(self, record: Record) -> None:
-        self._surrogate.learn(record)
+    def _mark(self, record: Record) -> None:
         if record.outcome.tuned and record.candidate.fingerprint:
             self._led_to.setdefault(record.candidate.fingerprint, record.index)
 
@@ -254,11 +240,12 @@ class Evolution:
         try:
             fingerprint = self.fingerprints.fingerprint(record.criterion)
         except DegenerateScores as error:
-            degenerate = Outcome("degenerate", reason=str(error), tuned=outcome.tuned)
-            return replace(record, outcome=degenerate)
+            outcome = replace(outcome, kind="degenerate", fitness=None, reason=str(error))
+            return replace(record, outcome=outcome)
         first = self._first(fingerprint, index, index)
         if first is not None:
-            outcome = replace(_duplicate("mask", first), tokens=outcome.tokens, tuned=outcome.tuned)
+            same = _duplicate("mask", first)
+            outcome = replace(same, tokens=outcome.tokens, tuned=outcome.tuned)
         return Record(replace(record.candidate, fingerprint=fingerprint), outcome)
 
     def _first(self, fingerprint: str, index: int, committed: int) -> int | None:

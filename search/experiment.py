@@ -77,12 +77,6 @@ class Experiment:
                 warnings.append(f"{subject.model}: {note}")
         return replace(self, subjects=tuple(subjects), warnings=tuple(warnings))
 
-    @property
-    def weights(self) -> list[float]:
-        """The weight of each task in the fitness; they add up to 1."""
-        weights = [task.weight for task in self.tasks if task.weight]
-        return [weight / sum(weights) for weight in weights]
-
     def tasks_of(self, role: str) -> list[int]:
         """Return the tasks that are measured on a text when metrics are compared.
 

@@ -28,7 +28,6 @@ fitness is no better than on 32, and the time is a third of theirs (docs/LOG.md)
 
 TargetOf = Callable[[str], Target]  # returns a task's target for a comparison group
 Words = npt.NDArray[np.uint64]  # masks on the probe, packed
-_SKETCHED = 16  # words of a mask in a sketch, at most
 _KEPT = 4096  # criteria whose masks are kept in memory, a kilobyte for each task
 
 _PARTS = 512
@@ -136,15 +135,6 @@ class Fingerprints:
         """Return the fraction of probed weights that one criterion removes and the other keeps."""
         masks = ((self._mask(first, i), self._mask(second, i)) for i in range(len(self.tasks)))
         return float(sum(np.bitwise_count(a ^ b).sum() for a, b in masks) / self._weights)
-
-    def sketch(self, criterion: Criterion) -> Words:
-        """Return an even sample of the mask for each model's first task.
-
-        The masks for its other sparsities say the same: with them losses are predicted no better
-        (docs/LOG.md).
-        """
-        masks = [self._mask(criterion, task) for task in self._firsts]
-        return np.concatenate([mask[:: math.ceil(len(mask) / _SKETCHED)] for mask in masks])
 
     def _new_mask(self, criterion: Criterion, task: int) -> Words:
         """Return the mask for a task, 64 weights in a word, the rest of the last 0; scores that are

@@ -35,9 +35,6 @@ class Outcome:
     fitness: float | None = None  # loss increase relative to the best baseline, if evaluated
     tokens: int = 0  # fitness tokens that were run through the pruned model
     reason: str = ""  # why it was not evaluated to the end
-    estimate: float | None = None  # of the fitness, from some windows, if stopped
-    # Each task's part of the fitness, predicted from its windows; None where none was measured.
-    rises: tuple[float | None, ...] = ()
     tuned: Criterion | None = None  # where a descent led, which is what was measured
 
 
@@ -127,8 +124,6 @@ class Record:
             line.fitness,
             line.tokens,
             line.reason,
-            line.estimate,
-            line.rises,
             tuned=measured if line.start else None,
         )
         return Record(candidate, outcome)
@@ -150,8 +145,6 @@ class Line(BaseModel):
     tokens: NonNegativeInt
     parents: Annotated[tuple[NonNegativeInt, ...], Strict(False)]
     reason: str
-    estimate: float | None
-    rises: Annotated[tuple[float | None, ...], Strict(False)]
 
 
 def read_line(content: object) -> Line:

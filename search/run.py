@@ -212,7 +212,7 @@ def _run(
                 "docs/CLUSTER.md"
             )
         start = state_before(folder, records, lag, console.print)
-        evolution = Evolution(experiment.breeder, experiment.weights, fingerprints, start, records)
+        evolution = Evolution(experiment.breeder, fingerprints, start, records)
         with Recorder(folder, experiment, evolution, pool, console, on_record, began) as recorder:
             recorder.outcomes.update(record.outcome.kind for record in records)
             records.clear()  # frees the memory of what can be twenty thousand records

@@ -86,16 +86,6 @@ class Scale:
         """Return each cell's relative rise, or None where no window was evaluated."""
         return [cell.value(losses[cell.task]) for cell in self.cells]
 
-    def rises_by_task(self, losses: ByTask) -> tuple[float | None, ...]:
-        """Return each task's relative rise, of its kinds of text evaluated so far; None if none."""
-        rises: list[float | None] = []
-        for task in sorted({cell.task for cell in self.cells}):
-            cells = [(c.weight, c.value(losses[task])) for c in self.cells if c.task == task]
-            seen = [(weight, value) for weight, value in cells if value is not None]
-            total = sum(weight for weight, _ in seen)
-            rises.append(sum(weight * value for weight, value in seen) / total if seen else None)
-        return tuple(rises)
-
     def fitness(self, losses: ByTask) -> float:
         """Return the fitness; cells not evaluated yet are taken to equal the mean of the others."""
         values = self.values(losses)

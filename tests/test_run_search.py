@@ -27,7 +27,7 @@ from prunevolve.search.finalists import ROLES, WORSE
 from prunevolve.search.run_folder import RunFolder
 
 SMALL = [
-    *("pruning.group=row", "search.primitives=release", "search.brood=1"),
+    *("pruning.group=row", "search.primitives=release"),
     *("ray.workers=0", "search.candidates=16", "search.population=6", "search.stages=[1]"),
     *("fitness.windows=3", "fitness.length=32", "calibration.windows=2", "calibration.length=32"),
     *("selection.windows=3", "selection.length=32", "report.windows=3", "report.length=32"),
@@ -206,7 +206,6 @@ def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(tiny_llama_dir
         (0.0, str(tiny_llama_dir)),
     ]
     lines = lines_of(run / "journal.jsonl")
-    assert {len(line["rises"]) for line in lines if line["rises"]} == {1}
     assert all(Metric.parse(line["metric"]).is_comparable for line in lines)
     standings = summary["selection"]
     best, (winner,) = read(run / "best_metric.json"), (one for one in standings if one["chosen"])

@@ -63,24 +63,25 @@ class Breeder:
         return product_of_powers(self.varied.core().items())
 
     @property
+    def firsts(self) -> tuple[Criterion, ...]:
+        """The first candidates: the seeds, or else the core where metrics are products."""
+        return self.seeds or ((Criterion(self.core, self.group),) if self.descends else ())
+
+    @property
     def descends(self) -> bool:
         """Whether exponents are numbers that can descend: the release's set has none."""
         return self.search.primitives in SETS_WITH_NUMBERS
 
-    def brood(self, index: int, population: Sequence[Record]) -> list[Candidate]:
-        """Make what candidate `index` is chosen from; a seed is the only one.
+    def breed(self, index: int, population: Sequence[Record]) -> Candidate:
+        """Make candidate `index`.
 
         The search begins with seeds and random trees. A child equal to a parent is replaced by a
         random tree (Dong et al., 2024, arXiv:2406.02924, Algorithm 1).
         """
-        firsts = self.seeds or ([Criterion(self.core, self.group)] if self.descends else [])
-        if index < len(firsts):
-            return [Candidate(index, simplify(firsts[index]))]
-        children = []
-        for attempt in range(self.search.brood):
-            with seeded(self.search.seed, index, *([attempt] if attempt else [])):
-                children.append(self._child(index, population))
-        return children
+        if index < len(self.firsts):
+            return Candidate(index, simplify(self.firsts[index]))
+        with seeded(self.search.seed, index):
+            return self._child(index, population)
 
     def _child(self, index: int, population: Sequence[Record]) -> Candidate:
         """Make a child of two members, or a random tree where there are none yet."""

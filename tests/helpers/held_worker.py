@@ -17,7 +17,7 @@ FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 
 class HeldWorker(Worker):
     def do(self, job, shared):
-        name = str(job.candidate.index) if job.method == "evaluate" else job.method
+        name = str(job.candidate.index) if job.method == "evaluating" else job.method
         orders = Path(os.environ[FOLDER])
         with (orders / "log").open("a") as log:
             log.write(f"{name} {os.getpid()}\n")

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SIZES = [
     *("fitness.windows=6", "fitness.length=64", "calibration.windows=4", "calibration.length=64"),
     *("selection.windows=4", "selection.length=64", "report.windows=4", "report.length=64"),
-    *("search.population=12", "search.stages=[2]", "search.lag=4", "search.brood=4"),
+    *("search.population=12", "search.stages=[2]", "search.lag=4"),
 ]
 
 

@@ -1,7 +1,7 @@
 """Records of which a test says no more than what it is about."""
 
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.search.records import Candidate, Outcome, Record
+from prunevolve.search.records import Candidate, Origin, Outcome, Record
 
 
 def record_of(
@@ -12,11 +12,13 @@ def record_of(
     *,
     kind: str = "failed",
     fingerprint: str | None = "ab12",
+    origin: Origin = "seed",
     parents: tuple[int, ...] = (),
     reason: str = "",
 ) -> Record:
     """Return an evaluated record, or one of another kind if it has no fitness."""
-    candidate = Candidate(index, Criterion(Metric.parse(metric), group), parents, fingerprint)
+    criterion = Criterion(Metric.parse(metric), group)
+    candidate = Candidate(index, criterion, origin, parents, fingerprint)
     return Record(candidate, Outcome(kind if fitness is None else "evaluated", fitness, 64, reason))
 
 

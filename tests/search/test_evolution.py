@@ -1,25 +1,28 @@
 """The loop on a synthetic fitness: one journal for every order of arrival, every cut, every lag."""
 
 import hashlib
+import json
 import random
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prunevolve.configs.schema import Search
-from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.ranking import DegenerateScores
+from prunevolve.search import evolution as loop
+from prunevolve.search.breeding.product import can_descend, exponents_of, product_of_powers
+from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.evolution import Evolution, State
 from prunevolve.search.records import Candidate, Outcome, Record
-from prunevolve.search.surrogate import Surrogate
 
 SEEDS = tuple(Criterion.parse(text, "row") for text in ("mul(W, sqrt(X))", "mul(W, W)", "W"))
 
@@ -30,12 +33,21 @@ def changed(search, **changes):
 
 PLAIN = Search(
     **{"seed": 5, "candidates": 60, "population": 8, "lag": 7, "primitives": "release"},
-    **{"initial_depth": (1, 3), "max_size": 15, "parents": 3, "crowding": 0, "brood": 1},
+    **{"initial_depth": (1, 3), "max_size": 15, "parents": 3, "crowding": 0},
 )
-FULL = changed(PLAIN, candidates=160, population=7, crowding=0.0065, brood=3, primitives="extended")
+FULL = changed(PLAIN, candidates=160, population=7, crowding=0.0065, primitives="extended")
 """Everything switched on."""
 
 KINDS = {"plain": PLAIN, "full": FULL}
+EVERY = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def descents():
+    """Let one candidate in four be a descent."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "DESCENTS", EVERY)
+        yield
 
 
 def digits(criterion):
@@ -56,20 +68,25 @@ class Drawn:
     def distance(self, one, other):
         return abs(int(self.fingerprint(one)) - int(self.fingerprint(other))) / 1000
 
-    def sketch(self, criterion):
-        return np.frombuffer(criterion.text.ljust(64)[:64].encode(), np.uint64)
+
+def down_from(criterion):
+    """Where a descent leads: all exponents are others."""
+    powers = exponents_of(criterion.metric, relative=False)
+    moved = {base: round(1.2 * exponent + 0.11, 2) for base, exponent in powers.items()}
+    tuned = simplify(replace(criterion, metric=product_of_powers(moved.items())))
+    return criterion if tuned.metric.problem else tuned
 
 
 def outcome_of(candidate):
     number = digits(candidate.criterion)
     if number % 11 == 0:
         return Outcome("failed", reason="out of memory")
-    rise = (len(candidate.criterion.text) / 40 + number % 100 / 100) / 50
-    if candidate.part:
-        return Outcome("sampled", None, 5, "to tune numbers", rise, (rise,))
-    if candidate.limit is not None and rise > 1.3 * candidate.limit:
-        return Outcome("stopped", None, 10, f"above {candidate.limit}", rise, (rise,))
-    return Outcome("evaluated", rise, 100, rises=(rise,))
+    tuned = down_from(candidate.criterion) if candidate.origin == "descent" else None
+    number, length = digits(tuned or candidate.criterion), len(candidate.criterion.text)
+    rise = (length / 40 + number % 100 / 100) / 50
+    if candidate.limits and rise > 1.3 * candidate.limits.entry:
+        return Outcome("stopped", None, 10, f"above {candidate.limits.entry}")
+    return Outcome("evaluated", rise, 100, tuned=tuned)
 
 
 def first(waiting):
@@ -122,7 +139,7 @@ class Searching:
 
 def beginning(search, records=(), start=None):
     breeder = Breeder(search, "row", SEEDS)
-    return Evolution(breeder, [1.0], Drawn(), start or State(), records)
+    return Evolution(breeder, Drawn(), start or State(), records)
 
 
 def searched(search, pick=first):
@@ -146,6 +163,13 @@ def whole(lag=7, kind="plain"):
 
 def journal(lag=7, kind="plain"):
     return [record for step in whole(lag, kind) for record in step.records]
+
+
+@cache
+def read_back(lag, kind):
+    """The journal of the uninterrupted search, from its lines."""
+    lines = [json.dumps(record.to_dict()) for record in journal(lag, kind)]
+    return [Record.from_dict(json.loads(line)) for line in lines]
 
 
 def assert_continues(evolution, pick, cut, lag=7, kind="plain"):
@@ -194,15 +218,23 @@ def test_evolution_resumed_equals_uninterrupted(share, checkpoint, lag, seed, ki
     steps = whole(lag, kind)
     cut = 1 + round(share * (len(steps) - 1))
     assert steps[cut - 1].resumable.committed == max(0, cut - lag)
+    records = read_back(lag, kind)[:cut]
     start = None if checkpoint is None else steps[min(cut, checkpoint + 1) - 1].resumable
-    evolution = beginning(changed(KINDS[kind], lag=lag), journal(lag, kind)[:cut], start)
+    if start:
+        content = json.loads(json.dumps(start.to_checkpoint()))
+        assert State.from_checkpoint(content, records) == start
+        start = State.from_checkpoint(content, records)
+    evolution = beginning(changed(KINDS[kind], lag=lag), records, start)
     assert_continues(evolution, racing(seed), cut, lag, kind)
 
 
-@pytest.mark.parametrize("off", [{"crowding": 0.0}, {"brood": 1}])
-def test_every_rule_of_the_full_search_is_at_work(off):
+@pytest.mark.parametrize("off", ["crowding", "descents"])
+def test_every_rule_of_the_full_search_is_at_work(monkeypatch, off):
     """Else the tests above would say nothing about the rules."""
-    assert searched(changed(FULL, **off))[0] != journal(7, "full")
+    expected = journal(7, "full")
+    if off == "descents":
+        monkeypatch.setattr(loop, "DESCENTS", 10**6)
+    assert searched(changed(FULL, crowding=0.0) if off == "crowding" else FULL)[0] != expected
 
 
 def test_ask_decides_what_needs_no_evaluation():
@@ -249,34 +281,123 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
     for candidate in submitted:
         state = bred_from[candidate.index]
         limited = state.with_limits(candidate, search, near_of(search))
-        assert candidate.limit == limited.limit
-        assert candidate.best == limited.best
-        members = [state.tuning.start] if candidate.tuned else state.population
-        assert set(candidate.parents) <= {member.index for member in members}
-    assert any(candidate.limit is not None for candidate in submitted)
-    assert any(candidate.parents for candidate in submitted)
-    assert any(candidate.tuned for candidate in submitted) == (kind == "full")
+        assert candidate.limits == limited.limits
+        assert set(candidate.parents) <= {member.index for member in state.population}
+    assert any(candidate.limits for candidate in submitted)
+    assert any(candidate.origin == "child" for candidate in submitted)
 
 
-BROODS = changed(PLAIN, brood=6, lag=0)
+# Descents
 
 
-def test_brood_yields_its_new_child_with_the_lowest_prediction(monkeypatch):
-    def predict(self, criteria):
-        return [float(len(criterion.text)) for criterion in criteria]
+@pytest.mark.parametrize("lag", [0, 1, 7])
+def test_descent_begins_from_the_best_from_which_none_began(lag):
+    records, begun = journal(lag, "full"), []
+    for record in records:
+        state = state_after(records[: max(0, record.index - lag)], changed(FULL, lag=lag))
+        free = [x for x in state.population if x.index not in begun]
+        seeds = [x for x in free if x.candidate.origin == "seed"]
+        best = min((not begun and seeds) or free, key=lambda x: x.rank, default=None)
+        is_due = record.index % EVERY == EVERY - 1 and best is not None
+        assert (record.candidate.origin == "descent") == is_due
+        if is_due:
+            assert record.candidate.parents == (best.index,)
+            assert record.candidate.criterion == best.criterion
+            begun.append(best.index)
+    assert len(begun) == len(set(begun)) > 10
 
-    monkeypatch.setattr(Surrogate, "predict", predict)
-    evolution, known, chosen = beginning(BROODS), set(), 0
-    while not evolution.done:
-        index, state = evolution.state.committed, evolution.state
+
+def test_no_descent_begins_from_what_cannot_and_none_with_the_releases_set():
+    assert {record.candidate.origin for record in journal()} == {"seed", "random", "child"}
+    signed = Criterion.parse("mul(W, log(X))", "row")  # below 0 where X is below 1
+    evolution = Evolution(Breeder(changed(FULL, lag=0), "row", (signed,)), Drawn(), State())
+    for index in range(EVERY):
         (candidate,) = evolution.ask()
-        if index >= BROODS.population:
-            children = evolution.breeder.brood(index, state.population, state.tuning)
-            brood = [child.criterion for child in children]
-            new = [child for child in brood if Drawn().mark(child) not in {None, *known}]
-            if new:
-                assert len(candidate.criterion.text) == min(len(child.text) for child in new)
-                chosen += 1
-        known.add(Drawn().mark(candidate.criterion))
-        evolution.tell(index, candidate.decided or outcome_of(candidate))
-    assert chosen > 25
+        evolution.tell(index, Outcome("failed") if index else Outcome("evaluated", 0.1, 1))
+    assert [x.criterion for x in evolution.state.population] == [signed]
+    assert candidate.origin == "random" and not can_descend(signed.metric)
+
+
+def test_descents_take_the_place_of_no_seed():
+    texts = ["W", *(f"mul(W, power(X, 0.{i}))" for i in range(11, 11 + 2 * EVERY))]
+    seeds = tuple(Criterion.parse(text, "row") for text in texts)
+    evolution = Evolution(Breeder(changed(FULL, lag=0), "row", seeds), Drawn(), State())
+    records = []
+    for index in range(len(seeds)):
+        (candidate,) = evolution.ask()
+        records += evolution.tell(index, candidate.decided or outcome_of(candidate))
+    assert [record.candidate.criterion for record in records] == list(seeds)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 7, 20])
+def test_mask_that_a_descent_led_to_is_named_by_the_first_that_had_it(lag):
+    bred: dict[str, int] = {}  # the first index of each text and mask
+    led_to: dict[str, int] = {}  # the same of masks that descents led to
+    kinds = Counter()
+    for record in journal(lag, "full"):
+        index, outcome, mark = record.index, record.outcome, Drawn().mark(record.criterion)
+        if outcome.tuned:  # committed after all that were bred before
+            known = [first[mark] for first in (bred, led_to) if mark in first]
+            assert record.candidate.fingerprint == mark
+            expected = "degenerate" if not mark else "duplicate" if known else "evaluated"
+            assert outcome.kind == expected
+            if mark and known:
+                assert outcome.tokens == 100
+                assert outcome.reason == f"same mask as {min(known)}"
+                assert outcome.fitness is None
+            kinds[outcome.kind] += 1
+            if mark:
+                led_to.setdefault(mark, index)
+        elif record.candidate.origin != "descent":
+            text = record.criterion.text
+            known = [bred[mark]] if mark in bred else []
+            if led_to.get(mark, index) < index - lag:  # others were not committed yet
+                known.append(led_to[mark])
+            if text in bred:
+                assert outcome.reason == f"same text as {bred[text]}"
+            elif mark and known:
+                assert outcome.reason == f"same mask as {min(known)}"
+            else:
+                assert outcome.kind != "duplicate"
+            kinds["bred duplicate"] += outcome.kind == "duplicate"
+            for key in filter(None, (text, mark)):
+                bred.setdefault(key, index)
+    assert min(kinds[kind] for kind in ("evaluated", "duplicate")) > 0, kinds
+
+
+class Alike(Drawn):
+    """Masks of powers of X are all the same, and others are not."""
+
+    def fingerprint(self, criterion):
+        return "alike" if "power" in criterion.text else criterion.text
+
+    def distance(self, one, other):
+        return 1.0
+
+
+@pytest.mark.parametrize("order", [(3, 4, 5), (5, 4, 3), (4, 5, 3)])
+def test_what_was_bred_meanwhile_does_not_make_a_descent_a_duplicate(order):
+    texts = ["W", "mul(W, G)", "mul(W, X)", "", *(f"mul(W, power(X, 0.{i}))" for i in (3, 4, 6))]
+    criteria = [text and Criterion.parse(text, "row") for text in texts]
+    breeder = SimpleNamespace(
+        search=changed(FULL, lag=2, candidates=7),
+        descends=True,
+        firsts=(),
+        breed=lambda index, members: Candidate(index, criteria[index], "random"),
+    )
+    evolution = Evolution(breeder, Alike(), State())
+    asked = list(evolution.ask())
+    for index in range(3):
+        evolution.tell(index, Outcome("evaluated", 0.5, 1))
+        asked += evolution.ask()
+    assert [candidate.origin == "descent" for candidate in asked] == [i == 3 for i in range(6)]
+    tuned = replace(criteria[4], metric=Metric.parse("mul(W, power(X, 0.37))"))
+    outcome = Outcome("evaluated", 0.4, 1)
+    outcomes = {3: replace(outcome, tuned=tuned), 4: outcome, 5: asked[5].decided}
+    records = [record for i in order for record in evolution.tell(i, outcomes[i])]
+    reasons = [(record.outcome.kind, record.outcome.reason) for record in records]
+    # 4 was bred before anyone knew where 3 leads, and 5, too.
+    expected = [("evaluated", ""), ("evaluated", ""), ("duplicate", "same mask as 4")]
+    assert reasons == expected
+    (last,) = evolution.ask()
+    assert last.decided == Outcome("duplicate", reason="same mask as 3")

@@ -46,7 +46,6 @@ def test_a_target_has_the_tasks_pattern_or_the_candidates_group():
     targets = [experiment.target(task, "layer") for task in (0, 1)]
     assert [target.group for target in targets] == [Layer(), NOfM(2, 4)]
     assert [target.sparsity for target in targets] == [0.3, 0.5]
-    assert experiment.weights == [0.75, 0.25]
 
 
 def test_tasks_that_only_choose_come_last_at_each_target_of_the_others():

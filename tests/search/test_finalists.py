@@ -1,6 +1,7 @@
 """Finalists are measured with ever fewer factors, and the shortest that is as good as any wins."""
 
 import random
+from dataclasses import replace
 from math import sqrt
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from toy_records import record_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.search import finalists
 from prunevolve.search.breeding.factors import MAX_FACTORS
-from prunevolve.search.finalists import Finalist, choose
+from prunevolve.search.breeding.product import factors_of, product_of_powers
+from prunevolve.search.finalists import SHORTENED, Finalist, choose
 from prunevolve.search.scale import Cell, Scale
 
 MODELS = ("a", "b")
@@ -29,21 +31,24 @@ def product(terminals):
     return text
 
 
-def scale(models=MODELS):
+def scale():
     """A scale of a task for each model, on two windows, on which a loss is 1 more than its rise."""
-    shared = {"text": "t", "weight": 1 / len(models), "windows": (0, 1), "dense": (1.0, 1.0)}
+    shared = {"text": "t", "weight": 1 / len(MODELS), "windows": (0, 1), "dense": (1.0, 1.0)}
     cells = [
         Cell(task=task, model=model, baseline="wanda", rise=1.0, shares=(1.0, 1.0), **shared)
-        for task, model in enumerate(models)
+        for task, model in enumerate(MODELS)
     ]
     return Scale(cells, {})
 
 
 @pytest.fixture
 def judged(monkeypatch):
-    """Let candidates be chosen from, given what the rises are by role, task and metric."""
+    """Let candidates be chosen from, given what the rises are by role, task and metric.
 
-    def judged(rises, *texts, before=None, models=MODELS):
+    Of each the factors go in an order, those of its terminals.
+    """
+
+    def judged(rises, *texts, before=None, order="BHVX", descends=True):
         def losses(stage, wanted):
             for task, role, criterion in wanted:
                 measured = rises(role, task, criterion.text) if criterion else None
@@ -52,19 +57,33 @@ def judged(monkeypatch):
 
         known = {}
 
-        monkeypatch.setattr(finalists, "scale_of", lambda *_: scale(models))
-        places = list(range(len(models)))
+        monkeypatch.setattr(finalists, "scale_of", lambda *_: scale())
+        places = list(range(len(MODELS)))
         experiment = SimpleNamespace(
             tasks=places,
             tasks_of=lambda role: places,
-            subject_of=[models.index(model) for model in models],
-            breeder=SimpleNamespace(comparable=True),
+            breeder=SimpleNamespace(descends=descends),
         )
-        pool = SimpleNamespace(losses=losses, scale=scale(models))
+
+        def shorter(stage, records):
+            asked.extend(record.index for record in records)
+            return [path_of(record.criterion, order) for record in records]
+
+        pool = SimpleNamespace(losses=losses, shorter=shorter, scale=scale())
         found = [record_of(i, text, 0.1, "model") for i, text in enumerate(texts)]
         return choose(experiment, pool, found, before, Console(quiet=True))
 
+    asked = judged.asked = []
     return judged
+
+
+def path_of(criterion, order):
+    """Return a criterion without ever more factors, as `Pool.shorter` does, with each base."""
+    powers, path = factors_of(criterion.metric), []
+    for base in map(Metric.parse, map(factor, order)):
+        if powers.pop(base, None):
+            path.append((replace(criterion, metric=product_of_powers(powers.items())), base))
+    return path
 
 
 def costing(costs, unfit=(), base=3.0):
@@ -103,43 +122,6 @@ def test_the_winner_is_at_most_two_percent_worse_than_the_best(judged):
     assert choice.winner.name == "0"
 
 
-def test_one_task_of_each_model_says_what_goes_first(judged):
-    asked = []
-
-    def rises(role, task, text):
-        asked.append((role, task, text))
-        return [2.0, 2.0]
-
-    judged(rises, product("XV"), models=("a", "b", "a"))
-    without = [
-        (role, task) for role, task, text in asked if text == f"mul({factor('X')}, mul(W, G))"
-    ]
-    assert without == [("selection", 0), ("selection", 1)]
-
-
-def test_of_factors_that_do_the_same_one_stays(judged):
-    def rises(role, task, text):
-        has = {x: factor(x) in text for x in "XVH"}
-        return [2.0 + 0.5 * (not has["X"] and not has["V"]) + 0.1 * (not has["H"])] * 2
-
-    choice = judged(rises, product("XVH"))
-    assert [step["left_out"] for step in choice.path] == [None, *map(factor, "XHV")]
-
-
-def test_few_factors_are_measured_again_after_each_step(judged, monkeypatch):
-    monkeypatch.setattr(finalists, "TRIED", 1)
-    asked = set()
-    rises = costing({x: (cost, cost) for cost, x in enumerate("XVHM", 1)})
-
-    def asked_for(role, task, text):
-        if role == "selection" and "mul(W, G)" in text:
-            asked.add(text)
-        return rises(role, task, text)
-
-    judged(asked_for, product("XVHM"))
-    assert len(asked) == 1 + 4 + 3  # the finalist, it without each factor, then one for each step
-
-
 def test_error_is_that_between_windows_and_that_between_models(judged):
     def rises(role, task, text):
         if factor("X") in text:
@@ -155,10 +137,36 @@ def test_error_is_that_between_windows_and_that_between_models(judged):
 
 
 def test_a_step_that_cannot_prune_a_model_is_left_out_of_the_path(judged):
-    unfit = {("selection", 1): "V"}
-    choice = judged(costing(COSTS, unfit), product("XVH"))
+    def rises(role, task, text):
+        is_unfit = factor("V") not in text and factor("X") in text
+        return (
+            None if (role, task) == ("selection", 1) and is_unfit else all_rises(role, task, text)
+        )
+
+    all_rises = costing(COSTS)
+    choice = judged(rises, product("XVH"))  # without H and V it cannot
+    assert [step["name"] for step in choice.path] == ["0", "0-1", "0-3"]
     assert [step["left_out"] for step in choice.path] == [None, *map(factor, "HX")]
     assert choice.winner.name == "0"
+
+
+def test_the_best_finalists_are_shortened_and_others_are_not(judged):
+    texts = [product(x) for x in ("X", "V", "H", "B")]
+    choice = judged(costing({x: (i, i) for i, x in enumerate("BHVX", 1)}), *texts)
+    assert judged.asked == [0, 1, 2, 3][:SHORTENED]
+    steps = [row["name"] for row in choice.standings if "-" in row["name"]]
+    assert sorted(steps) == [f"{i}-1" for i in range(SHORTENED)]
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [("mul(mul(W, G), log(X))", {}), (product("X"), {"descends": False})],
+)
+def test_what_cannot_descend_is_not_shortened(judged, text, settings):
+    choice = judged(costing({}), text, **settings)
+    assert judged.asked == []
+    assert choice.winner.name == "0"
+    assert [row["name"] for row in choice.standings] == ["0"]
 
 
 def test_a_candidate_that_cannot_prune_the_unseen_model_is_not_chosen(judged):
@@ -170,6 +178,20 @@ def test_a_candidate_that_cannot_prune_the_unseen_model_is_not_chosen(judged):
 
 LONG = ("X", "V", "H", "B", "sqr(X)", "sqr(V)")
 """With W and G one factor more than a winner should have."""
+
+
+def test_steps_of_too_many_factors_are_not_measured(judged):
+    texts = []
+
+    def rises(role, task, text):
+        texts.append(text)
+        return [1.0, 1.0]
+
+    whole = product([*LONG, "sqr(H)"])
+    choice = judged(rises, whole, order=LONG)
+    assert [step["name"] for step in choice.path] == ["0", *(f"0-{i}" for i in range(2, 7))]
+    counts = [len(factors_of(Metric.parse(text))) for text in texts if text != whole]
+    assert max(counts) == MAX_FACTORS
 
 
 def test_the_winner_has_few_factors_if_any_finalist_has(judged):

@@ -13,7 +13,7 @@ from toy_records import never, record_of
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.evolution import LEEWAY, Near, State
-from prunevolve.search.records import OUTCOMES, RESOLUTION, Candidate, Outcome, Record
+from prunevolve.search.records import OUTCOMES, RESOLUTION, Candidate, Limits, Outcome, Record
 
 SIZES = {1: "W", 2: "abs(W)", 3: "mul(G, W)", 4: "mul(G, sqrt(W))"}
 
@@ -69,31 +69,33 @@ def test_near_to_several_replaces_them_all_by_one_if_it_is_the_fittest(fitness, 
     assert indices(after(*outcomes, search=Search(population=4), near=near).population) == members
 
 
-def limits(state: State, near: Near = never) -> tuple[float | None, float | None]:
-    limited = state.with_limits(record(9, None).candidate, THREE, near)
-    return limited.limit, limited.best
+def limits(state: State, near: Near = never) -> Limits | None:
+    """Return the fitness of the best and the one needed to enter, for any candidate."""
+    return state.with_limits(record(9, None).candidate, THREE, near).limits
 
 
 def test_limits_are_the_best_with_leeway_while_a_place_is_free_then_by_the_worst():
-    assert limits(after((0.8, 1), (0.5, 1))) == (0.5 * LEEWAY, 0.5)
-    assert limits(after((0.8, 1), (0.5, 1), (0.6, 1))) == (0.8, 0.5)
+    assert limits(after((0.8, 1), (0.5, 1))) == (0.5, 0.5 * LEEWAY)
+    assert limits(after((0.8, 1), (0.5, 1), (0.6, 1))) == (0.5, 0.8)
 
     def near(one: Criterion, other: Criterion) -> bool:
         return one.metric.size == other.metric.size
 
     # By the fittest of those that it would replace.
-    assert limits(after((0.5, 2), (0.8, 1), (0.6, 1)), near) == (0.6, 0.5)
+    assert limits(after((0.5, 2), (0.8, 1), (0.6, 1)), near) == (0.5, 0.6)
 
 
 def test_what_is_clearly_worse_than_the_best_baseline_need_not_be_exact():
-    assert limits(State()) == (math.inf, 1.0)
-    assert limits(after((5.0, 1), (2.0, 1))) == (2.0 * LEEWAY, 1.0)
-    assert limits(after((5.0, 1), (2.0, 1), (3.0, 1))) == (5.0, 1.0)
+    assert limits(State()) == (1.0, math.inf)
+    assert limits(after((5.0, 1), (2.0, 1))) == (1.0, 2.0 * LEEWAY)
+    assert limits(after((5.0, 1), (2.0, 1), (3.0, 1))) == (1.0, 5.0)
 
 
-def test_mean_of_a_tuning_is_measured_to_the_end():
-    mean = replace(record(9, None).candidate, tuned=True)
-    assert after((5.0, 1), (2.0, 1), (3.0, 1)).with_limits(mean, THREE, never) is mean
+def test_what_descends_or_is_decided_has_no_limits():
+    state, plain = after((5.0, 1), (2.0, 1), (3.0, 1)), record(9, None).candidate
+    for own in ({"origin": "descent"}, {"decided": Outcome("duplicate")}):
+        candidate = replace(plain, **own)
+        assert state.with_limits(candidate, THREE, never) is candidate
 
 
 def test_finalists_are_the_fittest_of_population_and_hall_of_fame_ties_by_age():
@@ -104,14 +106,17 @@ def test_finalists_are_the_fittest_of_population_and_hall_of_fame_ties_by_age():
 
 CRITERION = Criterion.parse("mul(W, sqrt(X))", "layer")
 EVALUATED = Record(
-    Candidate(7, CRITERION, (2, 5), "ab12"), Outcome("evaluated", 2.5, 64, rises=(0.75, None))
+    Candidate(7, CRITERION, "child", (2, 5), "ab12"),
+    Outcome("evaluated", 2.5, 64),
 )
 FIELDS = EVALUATED.to_dict()
-KEYS = (
-    "index metric group outcome fitness fingerprint tokens parents reason estimate rises "
-    "tuned numbers"
-)
+KEYS = "index metric group origin start outcome fitness fingerprint tokens parents reason"
+TUNED = Criterion.parse("mul(W, power(X, 0.37))", "layer")
 refused = partial(refusal, Record.from_dict)
+
+
+def read_back(record: Record) -> Record:
+    return Record.from_dict(json.loads(json.dumps(record.to_dict())))
 
 
 @pytest.mark.parametrize("kind", OUTCOMES)
@@ -120,12 +125,23 @@ def test_record_comes_back_from_json_as_it_was(kind, fitness):
     outcome = Outcome(kind, fitness if kind == "evaluated" else None, 64, "worker lost: \u00fc")
     for candidate in (Candidate(0, CRITERION), EVALUATED.candidate):
         record = Record(candidate, outcome)
-        assert Record.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+        assert read_back(record) == record
+
+
+@pytest.mark.parametrize("tuned", [TUNED, CRITERION, None])
+def test_descent_comes_back_with_what_it_began_with_and_what_it_led_to(tuned):
+    outcome = replace(EVALUATED.outcome, tuned=tuned)
+    record = Record(replace(EVALUATED.candidate, origin="descent", parents=(5,)), outcome)
+    assert read_back(record) == record
+    assert record.criterion == (tuned or CRITERION)  # that was measured
+    line = record.to_dict()
+    assert (line["metric"], record.size) == (record.criterion.text, record.criterion.metric.size)
+    assert line["start"] == (CRITERION.text if tuned else None)
 
 
 def test_record_does_not_tell_how_its_candidate_came_to_its_outcome():
     # A resumed run reads records that know neither; they are the same records.
-    way = {"limit": 3.5, "decided": Outcome("duplicate")}
+    way = {"limits": Limits(1.0, 3.5), "decided": Outcome("duplicate")}
     record = Record(replace(EVALUATED.candidate, **way), EVALUATED.outcome)
     assert record == EVALUATED
     assert record.to_dict() == FIELDS
@@ -141,6 +157,7 @@ def test_record_does_not_tell_how_its_candidate_came_to_its_outcome():
         ("parents", [2, 7], "of candidate 7 must be older"),
         ("metric", "mul(W, colsum(X))", ""),
         ("group", "2:4", "must be one of row, layer, model"),
+        ("origin", "tuning", "Input should be"),
         ("speed", 1, "Extra inputs are not permitted"),
     ],
 )

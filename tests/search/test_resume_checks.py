@@ -18,7 +18,7 @@ refused = partial(refusal, error=FolderError)
 
 
 def config(*overrides: str) -> Config:
-    return schema.load(None, ["search.brood=1", *overrides])
+    return schema.load(None, [*overrides])
 
 
 EXPERIMENT = resolve(config("search.seeds=[wanda]")).read_texts()

@@ -67,18 +67,6 @@ def test_fitness_is_the_mean_of_the_cells_by_weight():
     assert scale().fitness([[1.5], []]) == FIRST.value([1.5])
 
 
-def test_rises_by_task_are_those_of_the_kinds_of_text_seen_so_far():
-    cells = (FIRST, replace(SECOND, weight=0.75), THIRD)
-    losses = [1.5, 9.0, 3.1, 5.0]
-    first, second = FIRST.value(losses), SECOND.value(losses)
-    both = scale(cells=cells).rises_by_task([losses, []])
-    assert both == (pytest.approx(0.25 * first + 0.75 * second), None)
-    assert scale(cells=cells).rises_by_task([[1.5], [1.25]]) == (
-        pytest.approx(FIRST.value([1.5])),
-        pytest.approx(THIRD.value([1.25])),
-    )
-
-
 def test_excess_takes_what_was_not_looked_at_to_be_as_good_as_the_limit():
     values = [FIRST.value([2.0]), 1.0, 1.0]
     assert values[0] == pytest.approx(4.0)

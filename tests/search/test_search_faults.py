@@ -33,8 +33,7 @@ pytestmark = pytest.mark.slow
 
 
 def launch(out, *overrides):
-    # Larger broods hardly ever end in a duplicate.
-    return launch_command(out, f"search.candidates={CANDIDATES}", "search.brood=2", *overrides)
+    return launch_command(out, f"search.candidates={CANDIDATES}", *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import random
 
 import pytest
-from prunevolve.search.breeding.tuning import Tuning
 from refusals import refusal
 from toy_records import record_of
 
@@ -15,7 +14,7 @@ from prunevolve.search.breeding.factors import Products
 from prunevolve.search.breeding.trees import Trees
 from prunevolve.search.breeding.variation import Breeder, choose_parents, read_seeds, seeded
 
-SEARCH = Search(seed=5, population=4, initial_depth=(1, 3), brood=1)
+SEARCH = Search(seed=5, population=4, initial_depth=(1, 3))
 TEXTS = ("mul(W, sqrt(X))", "mul(G, W)", "add(G, W)", "W")
 MEMBERS = tuple(record_of(index, text, 2.0 + index) for index, text in enumerate(TEXTS))
 
@@ -23,7 +22,7 @@ MEMBERS = tuple(record_of(index, text, 2.0 + index) for index, text in enumerate
 def bred(group="row", seeds=(), **changes):
     seed_criteria = tuple(Criterion.parse(text, group) for text in seeds)
     breeder = Breeder(SEARCH.model_copy(update=changes), group, seed_criteria)
-    return [breeder.brood(index, MEMBERS, Tuning())[0] for index in range(60)]
+    return [breeder.breed(index, MEMBERS) for index in range(60)]
 
 
 def test_breed_gives_the_seeds_first_in_the_canonical_form_of_their_group():
@@ -32,11 +31,28 @@ def test_breed_gives_the_seeds_first_in_the_canonical_form_of_their_group():
         assert [candidate.criterion.text for candidate in candidates[:3]] == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "group", "core"),
+    [
+        ({}, "model", "mul(G, W)"),
+        ({}, "row", "W"),
+        ({"terminals": ["W", "X"]}, "model", "quot(W, rowmean(W))"),
+        ({"primitives": "release"}, "model", None),
+    ],
+)
+def test_breed_gives_the_core_first_if_there_are_no_seeds(settings, group, core):
+    first, second, *_ = bred(group, **settings)
+    assert (first.criterion.text == core) == (first.origin == "seed") == (core is not None)
+    assert second.origin == "random"
+
+
 def test_breed_gives_random_metrics_until_the_population_was_bred_once_then_children():
     candidates = bred()
     assert [candidate.parents for candidate in candidates[:4]] == [()] * 4
     children = [candidate for candidate in candidates[4:] if candidate.parents]
     assert len(children) > 20
+    assert {candidate.origin for candidate in candidates[1:4]} == {"random"}
+    assert {candidate.origin for candidate in candidates if candidate.parents} == {"child"}
     for child in children:
         one, other = child.parents
         assert one != other

@@ -2,11 +2,23 @@
 
 import errno
 import re
+from dataclasses import replace
 
 import pytest
 import torch
-from toy_setup import SNIP, WANDA, brief, embedded_setup, jobs_of, outcomes_of, quiet_pool
+from toy_setup import (
+    SNIP,
+    WANDA,
+    brief,
+    embedded_setup,
+    jobs_of,
+    made_of,
+    outcomes_of,
+    quiet_pool,
+    small,
+)
 
+from prunevolve.search import descent
 from prunevolve.search.evaluator import Resident
 from prunevolve.search.pool.worker import InProcess, fault_of
 from prunevolve.search.records import Candidate
@@ -55,3 +67,55 @@ def test_error_fails_its_candidate_with_type_and_place(monkeypatch):
     assert re.fullmatch(reason, failed.outcome.reason)
     assert failed.trace.startswith("Traceback") and "TypeError" in failed.trace
     assert pool.workers.faults == {"error": 1}
+
+
+@pytest.fixture
+def in_steps(tiny_llama_dir, monkeypatch):
+    """Return an experiment on a tiny model, and a descent on it that takes a few steps."""
+    monkeypatch.setattr(descent, "STEPS", 3)
+    monkeypatch.setattr(descent, "STEPS_OF_TASK", 0)
+    monkeypatch.setattr(descent, "LAST_STEPS", 1)
+    settings = (f"model={tiny_llama_dir}", *small(2, length=16), "ray.workers=0")
+    setup = embedded_setup(*settings, terminals="XGVHM")
+    return setup, Candidate(5, SNIP, "descent", (2,))
+
+
+def test_descent_makes_one_step_each_time_that_its_worker_is_asked(in_steps):
+    setup, candidate = in_steps
+    pool = quiet_pool(InProcess(setup), setup)
+    brief(pool, setup)
+    pool.submit(candidate)
+    pool.submit(Candidate(6, WANDA))
+    done, seen = [], []
+    while len(done) < 2:
+        if job := pool.next_done():
+            done.append(job)
+        seen += pool.workers.descents
+    (index,), steps = {index for index, _ in seen}, [step for _, step in seen]
+    assert index == 5
+    assert [step.done for step in steps] == list(range(1, len(steps) + 1))
+    assert len(steps) >= 4
+    assert [job.candidate.index for job in done] == [5, 6]
+    whole = made_of(setup)
+    assert [job.outcome for job in done] == [whole.evaluate(job.candidate) for job in done]
+    assert done[0].outcome.tuned and done[0].timing["seconds"] > 0
+
+
+def test_worker_begins_the_next_job_after_an_error_in_a_step(in_steps, monkeypatch):
+    setup, candidate = in_steps
+    pool = quiet_pool(InProcess(setup), setup)
+    brief(pool, setup)
+    (expected,) = outcomes_of(pool, [candidate])
+    step, calls = descent.Descent.step, []
+
+    def raises(self, rate):
+        calls.append(rate)
+        if len(calls) == 3:
+            raise KeyError("X")
+        step(self, rate)
+
+    monkeypatch.setattr(descent.Descent, "step", raises)
+    again = replace(candidate, index=6, criterion=WANDA)
+    failed, _, other = outcomes_of(pool, [candidate, again, CANDIDATES[0]])
+    assert failed.reason.startswith("KeyError: 'X'") and other.kind == "evaluated"
+    assert outcomes_of(pool, [candidate]) == [expected]  # nothing is left of it

@@ -1,16 +1,19 @@
 """The pool's policy, against a backend that follows a script: every fault, and who is blamed."""
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 
 import pytest
+from toy_records import record_of
 from toy_setup import drive, embedded_setup, quiet_pool
 
 from prunevolve.command_line import Resumable
-from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.search.descent import Step
 from prunevolve.search.pool.pool import MOST_SUSPECTS, CallError
 from prunevolve.search.pool.worker import Fault, Loaded
 from prunevolve.search.pool.workers import FACTOR, GRACE, MAX_TRIES, MOST_STARTS
+from prunevolve.search.progress import SHOWN, lines_of
 from prunevolve.search.records import Candidate, Outcome
 
 HANG = object()
@@ -87,7 +90,7 @@ class ScriptedBackend:
 
     @property
     def evaluations(self):
-        return [(w, job.candidate.index) for w, job, _ in self.given if job.method == "evaluate"]
+        return [(w, job.candidate.index) for w, job, _ in self.given if job.method == "evaluating"]
 
     def tries(self, index):
         return [worker for worker, other in self.evaluations if other == index]
@@ -131,7 +134,7 @@ def faulty(fault, bad, times=10**6):
     left = defaultdict(lambda: times)
 
     def does(worker, job):
-        index = job.candidate.index if job.method == "evaluate" else None
+        index = job.candidate.index if job.method == "evaluating" else None
         if index in bad and left[index] > 0:
             left[index] -= 1
             return fault
@@ -393,3 +396,138 @@ def test_worker_without_room_waits_and_takes_no_time_to_start(backend):
     backend.places = 3
     turns(pool, 5)
     assert pool.workers.ready == 3
+
+
+# Jobs in steps
+
+
+@dataclass
+class Stepping:
+    """Workers that answer to a candidate, or a `shortening`, with steps, and then with a result."""
+
+    steps: int
+    result: object = Outcome("evaluated", 0.5)
+    only: int | None = None  # the index whose candidate is in steps; None: all
+    faults: dict = field(default_factory=dict)  # what comes in place of a worker's n-th answer
+    done: Counter = field(default_factory=Counter)  # answers by worker and job
+
+    def __call__(self, worker, job):
+        if self.only not in (None, job.is_candidate and job.candidate.index):
+            return Outcome("evaluated", 1.0)
+        self.done[worker, job.number] += 1
+        count = self.done[worker, job.number]
+        if fault := self.faults.pop((worker, count), None):
+            return fault
+        return Step(count, self.steps) if count <= self.steps else self.result
+
+
+def test_worker_that_answers_with_steps_goes_on_until_its_result(backend):
+    backend.does = Stepping(4, only=0)
+    pool = ready_pool(backend)
+    submit(pool, *range(6))
+    found, seen = {}, []
+    while len(found) < 6:
+        found |= {job.candidate.index: job for job in turns(pool, 1)}
+        seen += [step for step in pool.workers.descents if step not in seen]
+    assert seen == [(0, Step(done, 4)) for done in (1, 2, 3, 4)]
+    assert found[0].outcome == Outcome("evaluated", 0.5)
+    (worker, *same), others = backend.tries(0), {backend.tries(i)[0] for i in range(1, 6)}
+    assert same == [worker] * 4 and worker not in others
+    timing = {"seconds": pytest.approx(5 * backend.takes), "worker": worker}
+    assert found[0].timing == timing
+    assert found[1].timing["seconds"] == backend.takes
+    assert pool.workers.descents == []
+
+
+def test_each_step_has_its_own_time(backend):
+    backend.takes = 4.0
+    backend.does = stepping = Stepping(40, only=0)
+    pool = ready_pool(backend)
+    assert kinds_of(pool, 0) == ["evaluated"]
+    assert 40 * backend.takes > GRACE + FACTOR * backend.takes  # in all it was longer than one may
+    assert (backend.stopped, pool.workers.faults) == ([], {})
+    first = backend.tries(0)[0]
+    stepping.only, stepping.faults = 1, {(first, 3): HANG}
+    assert kinds_of(pool, 1) == ["evaluated"]
+    assert backend.stopped == [first]
+    waited = backend.ended_at[first] - backend.given_at[first]  # from its third step on
+    allowed = GRACE + FACTOR * backend.takes
+    assert allowed < waited < allowed + 5
+
+
+@pytest.mark.parametrize(("kind", "fault"), FAULTS.items())
+def test_fault_between_steps_lets_another_worker_begin_again(backend, kind, fault):
+    backend.does = stepping = Stepping(3, only=0)
+    pool = ready_pool(backend)
+    first = sorted(backend.staff)[0]
+    stepping.faults = {(first, 3): fault}
+    submit(pool, 0)
+    seen = []
+    while not (done := turns(pool, 1)):
+        steps = [step for _, step in pool.workers.descents]
+        seen += [step.done for step in steps if [step.done] != seen[-1:]]
+    assert done[0].outcome == Outcome("evaluated", 0.5)
+    assert seen == [1, 2, 1, 2, 3]
+    tries = backend.tries(0)
+    assert tries[:3] == [first] * 3 and tries[3:] == [tries[3]] * 4 and tries[3] != first
+    assert pool.workers.faults == {kind: 1}
+    # The time of the first is not the second's.
+    assert done[0].timing["seconds"] == pytest.approx(4 * backend.takes)
+
+
+def test_error_in_a_step_fails_its_candidate_and_no_worker(backend):
+    backend.does = stepping = Stepping(3, only=0)
+    pool = ready_pool(backend)
+    stepping.faults = {(worker, 2): RAISED for worker in backend.staff}
+    submit(pool, 0, 1)
+    found = drive(pool, 2)
+    assert found[0].outcome == Outcome("failed", reason=RAISED.line)
+    assert (found[1].outcome.kind, backend.stopped) == ("evaluated", [])
+
+
+STATUS = {
+    **{"best": None, "per_hour": 60, "outcomes": {}, "workers": {}, "faults": {}, "trouble": ""},
+    "descents": {str(index): [index, 9] for index in range(1, SHOWN + 3)},
+}
+
+
+def test_status_says_how_far_some_descents_are():
+    (line,) = (line for line in lines_of(STATUS) if line.startswith("descents: "))
+    assert line.startswith("descents: candidate 1 at step 1 of 9, candidate 2 at step 2 of 9, ")
+    assert line.endswith(f"candidate {SHOWN} at step {SHOWN} of 9 and 2 more")
+    for status in (STATUS | {"descents": {}}, {k: STATUS[k] for k in STATUS if k != "descents"}):
+        assert not [line for line in lines_of(status) if "descents" in line]
+
+
+# Finalists with ever fewer factors
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS.values()])
+def test_shorter_gives_the_path_of_each_in_order_whatever_happens(backend, fault):
+    paths = {"mul(G, W)": [], "W": [(Criterion.parse("W", "model"), Metric("G"))]}
+    backend.does = stepping = Stepping(2)
+    pool = ready_pool(backend)
+
+    def does(worker, job):
+        assert not job.is_candidate and job.method == "shortening"
+        criterion, index = job.arguments
+        stepping.result = paths[criterion.text]
+        assert index == (7 if criterion.text == "W" else 3)
+        return stepping(worker, job)
+
+    backend.does = does
+    if fault:
+        stepping.faults = {(sorted(backend.staff)[0], 2): fault}
+    records = [record_of(7, "W", 0.1, "model"), record_of(3, "mul(G, W)", 0.2, "model")]
+    expected = [paths["W"], paths["mul(G, W)"]]
+    assert pool.shorter("leaving out", records) == expected
+    assert pool.shorter("leaving out", []) == []
+    assert sum(pool.workers.faults.values()) == bool(fault)
+
+
+def test_shorter_that_cannot_be_done_is_one_line(backend):
+    backend.does = Stepping(2, faults={(worker, 2): RAISED for worker in (1, 2)})
+    pool = ready_pool(backend)
+    problem = f"^a worker failed in shortening: {RAISED.line}$"
+    with pytest.raises(CallError, match=problem):
+        pool.shorter("leaving out", [record_of(7, "W", 0.1, "model")])

@@ -1,0 +1,444 @@
+"""Descents: the derivative through the mask, factors that go, and what is left of the model."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_metrics import random_terminals
+from toy_models import (
+    assert_same_tensors,
+    own_gradients,
+    toy_model,
+    toy_windows,
+    weights_of,
+)
+from toy_setup import SNIP, criterion_of, embedded_setup, made_of, small
+
+from prunevolve.configs.schema import Search
+from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
+from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.models import linear_layers
+from prunevolve.pruning.pruner import collect
+from prunevolve.pruning.statistics import TERMINALS, of_layer
+from prunevolve.pruning.store import ResidentStore
+from prunevolve.search import slope
+from prunevolve.search.breeding.factors import MAX_FACTORS, factors_for
+from prunevolve.search.breeding.product import can_descend, factors_of, product_of_powers
+from prunevolve.search.breeding.variation import Breeder, seeded
+from prunevolve.search.descent import Descent, Step
+from prunevolve.search.logarithms import log_scores
+from prunevolve.search.records import Candidate
+from prunevolve.search.slope import BAND, Ground, Logs, Slope, terms_of
+
+STATISTICS = frozenset("XGVHM")
+TARGETS = [Target(0.6, Model()), Target(0.5, Layer()), Target(0.5, Row()), Target(0.5, NOfM(2, 4))]
+named = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.group.name)
+TABLE = factors_for(TERMINALS, "model")
+POWERS = {
+    **{Metric("W"): 1.2, Metric("G"): 0.8, Metric.parse("divrms(X, X)"): 0.3},
+    Metric.parse("exp(divrms(rowmean(quot(M, G)), rowmean(quot(M, G))))"): -0.4,
+    Metric.parse("divrms(sqr(G), mul(G, H))"): 0.2,  # grown, with its own scale
+    Metric.parse("quot(W, rowmean(W))"): 0.0,  # it has a derivative, too
+}
+BY_MATRICES = {
+    "W and G": POWERS,
+    "W": {Metric("W"): 1.0, Metric("X"): 0.5, Metric.parse("divrms(rowmean(W), W)"): 0.2},
+    "grown": {**POWERS, Metric.parse("exp(divrms(M, mul(G, W)))"): 0.1},
+}
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    for name, count in {"STEPS": 4, "STEPS_OF_TASK": 1, "MORE_STEPS": 1, "LAST_STEPS": 2}.items():
+        monkeypatch.setattr(f"prunevolve.search.descent.{name}", count)
+
+
+# The derivative
+
+
+def ground_of(target, windows=None, low_memory=False):
+    """Return where a tiny LLaMA is pruned; of no layer are there more rows than are sampled."""
+    store = ResidentStore(toy_model("llama").requires_grad_(False))
+    windows = toy_windows(8) if windows is None else windows
+    statistics = collect(store, windows, STATISTICS)
+    master = {name: store.dense(name) for name in linear_layers(store.model)}
+    weights = torch.linspace(0.5, 2.0, len(windows))
+    return Ground(store, master, statistics, target, windows, weights, low_memory)
+
+
+def slope_of(ground, bases):
+    parts = [terms_of(base) for base in bases]
+    terms = dict.fromkeys(term for terms in parts for term in terms)
+    return Slope(ground, Logs(ground, tuple(terms)), parts)
+
+
+def derivative(ground, powers=POWERS, count=2):
+    exponents = torch.tensor(list(powers.values()), dtype=torch.float64)
+    slope = slope_of(ground, list(powers))
+    return slope.derivative(exponents, ground.windows[:count], ground.weights[:count])
+
+
+def groups_of(matrices, group):
+    """Return the weights that compete, a group in a row, of each layer or of all."""
+    if group == Model():
+        return [torch.cat([x.flatten() for x in matrices])[None]]
+    return [group.rows(x) for x in matrices]
+
+
+def own_derivative(ground, powers, count):
+    """Return the derivative written out: all scores at once, and a backward pass for each window.
+
+    It leaves the model pruned.
+    """
+    target, layers = ground.target, list(ground.master)
+    logs, scores = [], []
+    for layer in layers:
+        there = {"W": ground.master[layer].abs(), **of_layer(ground.statistics, layer)}
+        values = {name: x.double() for name, x in there.items()}
+        of_bases = [base.score(**values).double().log() for base in powers]
+        logs.append([x.expand(ground.master[layer].shape) for x in of_bases])
+        scores.append(sum(e * x for e, x in zip(powers.values(), logs[-1], strict=True)))
+    kept, nears = [], []
+    for group in groups_of(scores, target.group):
+        ordered = group.sort(dim=1).values
+        removed = int(target.sparsity * group.shape[1])
+        last, first = ordered[:, removed - 1 : removed], ordered[:, removed : removed + 1]
+        # A model's threshold is the last that goes.
+        middle = last if target.group == Model() else (last + first) / 2
+        kept.append(group > last)
+        nears.append((1 - ((group - middle) / BAND).square()).clamp(min=0))
+    masks = torch.cat([x.flatten() for x in kept]).split([x.numel() for x in scores])
+    for layer, mask in zip(layers, masks, strict=True):
+        weight = ground.master[layer]
+        ground.store.model.get_parameter(f"{layer}.weight").data = weight.where(
+            mask.view_as(weight), 0
+        )
+    model = ground.store.model.requires_grad_(True)
+    pairs = own_gradients(model, linear_layers(model), ground.windows[:count])
+    model.requires_grad_(False)
+    worths = []
+    for layer in layers:
+        gradients = [g * w for (g, _), w in zip(pairs[layer], ground.weights, strict=False)]
+        worths.append(ground.master[layer].double() * sum(gradients).double() / count)
+    total = []
+    for number in range(len(powers)):
+        values = groups_of([x[number] for x in logs], target.group)
+        total.append(0.0)
+        for near, worth, value in zip(nears, groups_of(worths, target.group), values, strict=True):
+            mean = (near * value).sum(1, keepdim=True) / near.sum(1, keepdim=True).clamp(min=1e-20)
+            total[-1] += (near * worth * (value - mean)).sum().item()
+    return total
+
+
+@named
+@pytest.mark.parametrize("powers", BY_MATRICES.values(), ids=BY_MATRICES)
+def test_derivative_is_the_sum_that_is_written_out(target, powers):
+    ground = ground_of(target)
+    found = derivative(ground, powers)
+    masks = weights_of(ground.store.model)
+    expected = own_derivative(ground, powers, 2)
+    assert max(map(abs, expected)) > 0.01
+    assert found.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert_same_tensors(masks, weights_of(ground.store.model))
+
+
+def test_derivative_is_the_same_where_blocks_run_again_in_the_backward_pass(monkeypatch):
+    ground, runs, plain = ground_of(TARGETS[0]), [], slope.checkpoint
+
+    def counted(function, *arguments, **options):
+        runs.append(function)
+        return plain(function, *arguments, **options)
+
+    monkeypatch.setattr(slope, "checkpoint", counted)
+    expected = derivative(ground)
+    assert runs == []
+    assert torch.equal(derivative(replace(ground, low_memory=True)), expected)
+    blocks = [ground.store.model.get_submodule(name) for name in ground.store.blocks]
+    assert len(runs) == len(blocks)
+    assert not any("forward" in vars(block) for block in blocks)
+
+
+@pytest.fixture(scope="module")
+def evaluator():
+    return made_of(embedded_setup(*small(4, length=64), "pruning.group=model", terminals="XGVHM"))
+
+
+@named
+@pytest.mark.parametrize("start", ["mul(W, G)", "mul(mul(W, G), divrms(X, X))"])
+def test_steps_against_the_derivative_lower_the_loss_and_back_raise_it(evaluator, target, start):
+    (resident,) = evaluator.residents
+    windows = resident.tokens["fitness"]
+    powers = dict.fromkeys(factors_for("WXGVHM", target.group_name or "row"), 0.0)
+    powers |= factors_of(Metric.parse(start))
+    slope = slope_of(resident.ground(target, [1.0]), list(powers))
+    exponents = torch.tensor(list(powers.values()), dtype=torch.float64)
+    batches = windows.split(2)
+    gradient = sum(slope.derivative(exponents, x, torch.ones(len(x))) for x in batches)
+    gradient /= len(batches)
+
+    def loss(step):
+        moved = exponents - step * gradient / gradient.norm()
+        metric = product_of_powers(zip(powers, moved.tolist(), strict=True))
+        resident.prune(metric, target)
+        return sum(resident.losses("fitness")) / len(resident.dense)
+
+    try:
+        back, here, on = loss(-0.2), loss(0.0), loss(0.2)
+    finally:
+        resident.restore()
+    assert on < here < back
+    assert 0.5 < (back - on) / 0.4 / gradient.norm() < 6  # for a band whose area is 2/3
+
+
+def test_what_is_kept_while_it_descends_is_what_the_target_keeps(evaluator):
+    (resident,) = evaluator.residents
+    slope = slope_of(resident.ground(TARGETS[0], [1.0]), list(map(Metric, "WG")))
+    slope.derivative(torch.ones(2).double(), resident.tokens["fitness"][:1], torch.ones(1))
+    weights = weights_of(resident.store.model).values()
+    resident.restore()
+    zeros, size = (sum(map(count, weights)) for count in (lambda x: (x == 0).sum(), torch.numel))
+    assert zeros / size == pytest.approx(0.6, abs=0.01)
+
+
+# Logarithms
+
+
+def test_logarithms_that_are_read_off_bits_are_exact_to_four_digits():
+    x = torch.logspace(-37, 38, 6000, dtype=torch.float64).float().reshape(60, 100)
+    by_row, by_column = torch.rand(60, 1), torch.rand(1, 100)
+    found = log_scores([(-x, 0.5), (x.sqrt(), -1.5)], by_row, by_column)
+    expected = (0.5 - 0.75) * x.double().log() + by_row + by_column
+    assert (found - expected).abs().max() < 1e-4
+    assert log_scores([(torch.zeros(1, 1), 1.0)] * 2, *[torch.zeros(1, 1)] * 2).isfinite().all()
+
+
+def assert_terms_are_those_of(base):
+    assert base.never_negative
+    values = {name: x.double() for name, x in random_terminals(6, 8).items()}
+    logs = [multiple * term.score(**values).log() for term, multiple in terms_of(base).items()]
+    torch.testing.assert_close(
+        sum(logs) + torch.zeros(6, 8), base.score(**values).log() + torch.zeros(6, 8)
+    )
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        *(*TABLE, *factors_for(TERMINALS, "row"), *POWERS),
+        *map(
+            Metric.parse, ("mul(W, G)", "rowmean(mul(W, G))", "divrms(sqrt(mul(X, H)), quot(X, V))")
+        ),
+    ],
+    ids=str,
+)
+def test_logarithms_of_terms_add_up_to_that_of_their_base(base):
+    assert_terms_are_those_of(base)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.sampled_from(["row", "model"]))
+def test_whatever_is_bred_can_descend(seed, group):
+    with seeded(seed):
+        metric = Breeder(Search(initial_depth=(1, 3)), group).varied.random()
+    assert can_descend(metric)
+    for base in factors_of(metric):
+        assert_terms_are_those_of(base)
+
+
+# Factors that go
+
+
+def descent_of(ground, metric, added=(), seed=(0,)):
+    return Descent(Metric.parse(metric), added, ground.target.group == Model(), [ground], seed)
+
+
+def masks_of(ground, metric):
+    def score(layer):
+        statistics = of_layer(ground.statistics, layer)
+        return metric.score(W=ground.master[layer].abs(), **statistics)
+
+    fractions = dict.fromkeys(ground.master, ground.target.sparsity)
+    masks = [mask.flatten() for _, mask in ground.target.group.select(score, fractions)]
+    return torch.cat(masks)
+
+
+TWINS = "divrms(X, X)", "divrms(sqr(X), sqr(X))"
+
+
+@named
+def test_of_two_factors_that_do_the_same_one_goes_and_the_other_does_its_part(target):
+    ground = ground_of(target)
+    rest = "mul(mul(W, G), power(divrms(H, H), 0.5))"
+    twins = "mul(power({}, 0.5), power({}, 0.3))".format(*TWINS)  # X to the power 1.1
+    descent = descent_of(ground, f"mul({rest}, {twins})")
+    before, powers = masks_of(ground, descent.metric), factors_of(descent.metric)
+    gone = descent.leave_out()
+    assert gone.text in TWINS
+    left = factors_of(descent.metric)
+    assert left.keys() == powers.keys() - {gone}
+    of_x = {TWINS[0]: 1.1, TWINS[1]: 0.55}
+    assert all(left[x] == pytest.approx(of_x[x.text], rel=0.1) for x in left if x.text in TWINS)
+    changed = (masks_of(ground, descent.metric) != before).float().mean()
+    without = product_of_powers((x, powers[x]) for x in left)
+    assert changed < 0.02
+    assert changed < 0.3 * (masks_of(ground, without) != before).float().mean()
+
+
+@pytest.mark.parametrize(
+    ("target", "start", "fixed"),
+    [
+        (TARGETS[0], "mul(mul(sqrt(W), sqrt(G)), sqr(divrms(X, X)))", {"W", "G"}),
+        (TARGETS[0], "mul(quot(W, rowmean(W)), sqrt(divrms(X, X)))", {"quot(W, rowmean(W))"}),
+        (TARGETS[2], "mul(mul(sqr(W), G), divrms(X, X))", {"W"}),
+        (TARGETS[3], "mul(mul(W, sqr(G)), divrms(X, X))", {"G"}),
+    ],
+    ids=str,
+)
+def test_what_gives_the_others_their_scale_never_goes(target, start, fixed):
+    ground = ground_of(target)
+    descent = descent_of(ground, start, (Metric.parse("mul(W, G)"), Metric.parse("divrms(H, H)")))
+    for _ in range(2):
+        descent.step(0.05)
+    gone = []
+    while base := descent.leave_out():
+        gone.append(base.text)
+        assert descent.metric.is_comparable or target.group != Model()
+    assert len(gone) == len(set(gone)) >= 2 and not fixed & set(gone)
+    assert descent.removable == 0
+    powers = factors_of(Metric.parse(start))  # as it was
+    assert factors_of(descent.metric) == {x: powers[x] for x in powers if x.text in fixed}
+
+
+def went(steps):
+    """Return what a generator yielded and what it returned."""
+    yielded = []
+    while True:
+        try:
+            yielded.append(next(steps))
+        except StopIteration as end:
+            return yielded, end.value
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("mul(W, sqr(X))", "row"),  # of which X has the largest exponent
+        ("mul(quot(W, rowmean(W)), sqr(divrms(X, X)))", "model"),
+        ("mul(rowmean(W), X)", "row"),  # which has no matrix
+    ],
+)
+def test_whatever_is_left_of_a_finalist_tells_the_weights_of_a_row_and_of_a_column(
+    on_tiny, text, group
+):
+    _, path = went(on_tiny.shortening(criterion_of(text, group), 7))
+    assert [criterion.metric.problem for criterion, _ in path] == [""] * len(path)
+
+
+def test_finalist_loses_one_factor_after_another_and_says_which(on_tiny):
+    start = criterion_of("mul(mul(W, G), mul(divrms(X, X), sqrt(divrms(H, H))))", "model")
+    steps, path = went(on_tiny.shortening(start, 7))
+    assert {base.text for _, base in path} == {"divrms(X, X)", "divrms(H, H)"}
+    left = [{x.text for x in factors_of(criterion.metric)} for criterion, _ in path]
+    assert left == [{"W", "G", path[1][1].text}, {"W", "G"}]
+    assert steps == [Step(done, len(steps)) for done in range(1, len(steps) + 1)]
+    assert went(on_tiny.shortening(start, 7))[1] == path
+
+
+# From a candidate to where it leads
+
+
+@pytest.fixture(scope="module")
+def on_tiny(tiny_llama_dir):
+    """An evaluator of two tasks on a tiny model."""
+    tasks = "tasks=[{sparsity: 0.5}, {pattern: '2:4', weight: 3}]"
+    model = f"model={tiny_llama_dir}"
+    return made_of(embedded_setup(*small(3, length=16), model, tasks, terminals="XGVHM"))
+
+
+FROM_SNIP = Candidate(5, SNIP, "descent", (2,))
+
+
+def test_descent_lowers_the_fitness_with_few_factors(evaluator):
+    before = evaluator.evaluate(Candidate(5, SNIP))
+    steps, outcome = went(evaluator.evaluating(FROM_SNIP))
+    assert outcome.fitness < 0.9 * before.fitness
+    assert 2 < len(factors_of(outcome.tuned.metric)) <= MAX_FACTORS
+    assert outcome.tuned.group == "model" and outcome.tuned.metric.is_comparable
+    # What it says of where it led is what that has.
+    measured = evaluator.evaluate(Candidate(6, outcome.tuned))
+    assert replace(outcome, tuned=None) == measured
+    assert [step.done for step in steps] == list(range(1, len(steps) + 1))
+    assert {step.total for step in steps} == {len(steps)}
+
+
+def test_descent_follows_from_its_index_and_the_seed(on_tiny):
+    outcome = on_tiny.evaluate(FROM_SNIP)
+    assert on_tiny.evaluate(replace(FROM_SNIP, parents=(1,))) == outcome
+    other = on_tiny.evaluate(replace(FROM_SNIP, index=6))
+    assert other.tuned != outcome.tuned
+
+
+def test_each_task_has_its_turn_with_its_own_weight(on_tiny, monkeypatch):
+    turns, plain = [], Slope.derivative
+
+    def noted(self, exponents, windows, weights):
+        turns.append((self.ground.target.group.name, *{*weights.tolist()}))
+        return plain(self, exponents, windows, weights)
+
+    monkeypatch.setattr(Slope, "derivative", noted)
+    on_tiny.evaluate(FROM_SNIP)
+    names = [name for name, *_ in turns]
+    assert names == (["model", "2:4"] * len(names))[: len(names)]
+    # The fitness is the mean of the tasks' losses over their rises, by weight.
+    cells = on_tiny.scale.cells
+    expected = [pytest.approx([cell.weight / cell.rise], rel=1e-6) for cell in cells]
+    assert [weights for _, *weights in turns[:2]] == expected
+
+
+def assert_as_it_was(evaluator, masters):
+    for resident, master in zip(evaluator.residents, masters, strict=True):
+        model = resident.store.model
+        assert_same_tensors(weights_of(model), master)
+        for parameter in model.parameters():
+            assert parameter.grad is None and not parameter.requires_grad
+            assert not parameter._post_accumulate_grad_hooks
+        assert not any("forward" in vars(module) for module in model.modules())
+
+
+def broken(*arguments):
+    raise KeyError("X")
+
+
+@pytest.mark.parametrize("place", [None, "gradient_at_head", "_mean", "Slope.covariance"])
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_model_is_as_it_was_however_a_descent_ends(on_tiny, monkeypatch, place, low_memory):
+    masters = [weights_of(resident.store.model) for resident in on_tiny.residents]
+    for resident in on_tiny.residents:
+        monkeypatch.setattr(resident, "_low_memory", low_memory)
+    if place:
+        monkeypatch.setattr(f"prunevolve.search.slope.{place}", broken)
+        with pytest.raises(KeyError):
+            on_tiny.evaluate(FROM_SNIP)
+    else:
+        on_tiny.evaluate(FROM_SNIP)
+    assert_as_it_was(on_tiny, masters)
+    monkeypatch.undo()
+    unfinished = on_tiny.evaluating(FROM_SNIP)
+    next(unfinished)
+    unfinished.close()
+    assert_as_it_was(on_tiny, masters)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_derivative_that_is_not_finite_makes_its_candidate_degenerate(on_tiny, monkeypatch, value):
+    masters = [weights_of(resident.store.model) for resident in on_tiny.residents]
+    plain = slope.gradient_at_head
+    monkeypatch.setattr(slope, "gradient_at_head", lambda *args: plain(*args) * value)
+    outcome = on_tiny.evaluate(FROM_SNIP)
+    assert (outcome.kind, outcome.fitness, outcome.tuned) == ("degenerate", None, None)
+    assert outcome.reason == "the derivative of the loss is not finite"
+    assert went(on_tiny.shortening(SNIP, 7)) == ([], [])
+    assert_as_it_was(on_tiny, masters)
