@@ -153,7 +153,7 @@ class Search(_Section):
     """The evolutionary loop."""
 
     seed: Seed = 0
-    candidates: Count = 600
+    candidates: Count = 64
     """Children bred, whatever their outcome."""
     population: int = Field(default=24, ge=2, le=5000)
     lag: int = Field(default=8, ge=0, le=10**6)

@@ -135,6 +135,11 @@ def far_device() -> str:
     class Module(backends._DummyBackendModule):
         Event = Event
 
+        @staticmethod
+        def get_amp_supported_dtype() -> list[torch.dtype]:
+            """Return what `torch.utils.checkpoint` asks of every device that torch knows."""
+            return [torch.bfloat16]
+
     backends._setup_privateuseone_for_python_backend(NAME, Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda op, *args, **kwargs: _apply(op, args, kwargs), "PrivateUse1")
