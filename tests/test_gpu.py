@@ -90,15 +90,21 @@ def test_streamed_pruning_ends_as_on_the_cpu(pruned, tmp_path, device):
 @pytest.mark.parametrize("device", [CUDA, pytest.param(FAR, marks=pytest.mark.slow)], indirect=True)
 def test_search_ends_as_on_the_cpu(monkeypatch, tmp_path, device):
     settings = [*search_process.SIZES, "search.candidates=14", "ray.workers=0"]
-    fitness = []
+    fitness: list[dict[bool, list[float]]] = []
     for place in ("cpu", device):
         elsewhere = partial(replace, device=place)
         monkeypatch.setattr(run, "resolve", lambda config, to=elsewhere: to(resolve(config)))
         result = evolve(read_config("embedded", settings), tmp_path / place)
         assert (result.folder / "report.html").exists()
         records = RunFolder.look(result.folder).records()
-        fitness.append([-1 if record.fitness is None else record.fitness for record in records])
-    assert fitness[1] == pytest.approx(fitness[0], rel=5e-3)
+        of = {True: list[float](), False: list[float]()}
+        for record in records:
+            value = -1 if record.fitness is None else record.fitness
+            of[record.candidate.origin == "descent"].append(value)
+        fitness.append(of)
+    assert fitness[1][False] == pytest.approx(fitness[0][False], rel=5e-3)
+    # The last bits of a derivative may decide which factor is left out.
+    assert fitness[0][True] and fitness[1][True] == pytest.approx(fitness[0][True], rel=0.2)
 
 
 @pytest.mark.parametrize(
