@@ -12,9 +12,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from prunevolve.pruning.operators import MATRIX, NUMBER, PER_INPUT, PER_OUTPUT, Shape, Units
+from prunevolve.pruning.operators import MATRIX, PER_INPUT, PER_OUTPUT, Shape, Units
 
 # The release multiplies gradients by this before it squares them, so that they fit into fp16.
 GRADIENT_FACTOR = 100.0
@@ -30,15 +29,14 @@ Layers = Mapping[str, nn.Linear]
 Sums = dict[str, dict[str, Tensor]]  # running, by layer and terminal
 
 # What a terminal is made of: gradients need backward passes, the others forward passes alone.
-Source = Literal["weight", "inputs", "block", "output gradients", "weight gradients"]
+Source = Literal["weight", "inputs", "output gradients", "weight gradients"]
 
 
 class Seen(NamedTuple):
-    """What a sum has seen; `depth` is its block's, from 0, the first, to 1, the last."""
+    """What a sum has seen."""
 
     windows: int
     tokens: int
-    depth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,8 @@ class Terminal:
     units: Units
     meaning: str
     # Adds a window's values, fp32, to a sum in place; also gets the layer's weight. Values are the
-    # inputs, (tokens, in_features), cosines of the block's input and output, (tokens, 1), or
-    # gradients times `GRADIENT_FACTOR`: by the output, (tokens, out_features), or by the weight,
-    # when sum, values and weight are a few rows of them.
+    # inputs, (tokens, in_features), or gradients times `GRADIENT_FACTOR`: by the output, (tokens,
+    # out_features), or by the weight, when sum, values and weight are a few rows of them.
     add: Callable[[Tensor, Tensor, Tensor], object] = lambda total, values, weight: None
     # Makes the statistic of a sum, which it may overwrite.
     finish: Callable[[Tensor, Seen], Tensor] = lambda total, seen: total
@@ -67,7 +64,6 @@ class Terminal:
         return torch.zeros(columns if self.gram else rows, columns, device=device)
 
 
-_of_block = partial(Terminal, NUMBER, "block", Units())
 _of_inputs = partial(Terminal, PER_INPUT, "inputs")
 _of_weights = partial(Terminal, MATRIX, "weight gradients")
 
@@ -144,15 +140,6 @@ TERMINALS: dict[str, Terminal] = {
         _inverse_diagonal,
         gram=True,
     ),
-    "D": _of_block(
-        "relative depth of the layer's block, from 0, the first, to 1, the last",
-        finish=lambda total, seen: total.fill_(seen.depth),
-    ),
-    "I": _of_block(  # ShortGPT's (Men et al., 2024, arXiv:2403.03853)
-        "influence of the layer's block: one minus the mean cosine of its input and output",
-        lambda total, cosines, _: total.add_(cosines.sum()),
-        lambda total, seen: (1 - total / seen.tokens).clamp(min=0),  # rounding can be below
-    ),
     "M": _of_weights(
         Units(w=-1, s=1),
         # Times W it is what keeping the weight gains, to first order (arXiv:2005.07683, Section 4).
@@ -168,8 +155,8 @@ TERMINAL_SETS: dict[str, tuple[str, ...]] = {
 }
 """Terminals that a search draws from if it names none, by the name of its set of operators.
 
-D and I are two numbers a block, and B one a row: with them a search learns by heart how much each
-block of its models can lose, which does not carry over to others (docs/LOG.md)."""
+B, a number of each row, is not among them: by it a search overfits how much each block of its
+models can lose (docs/LOG.md)."""
 
 # The terminals that need calibration windows.
 STATISTICS = frozenset(name for name, terminal in TERMINALS.items() if terminal.source != "weight")
@@ -228,8 +215,8 @@ class Statistics(dict[str, Tensor]):
 
 
 @contextmanager
-def watched(layers: Layers, terminals: Set[str], block: nn.Module) -> Iterator[Sums]:
-    """While open, add up what a block and its layers see, in sums by layer and terminal.
+def watched(layers: Layers, terminals: Set[str]) -> Iterator[Sums]:
+    """While open, add up what layers see, in sums by layer and terminal.
 
     The layers' inputs must take part in a backward pass.
     """
@@ -237,24 +224,15 @@ def watched(layers: Layers, terminals: Set[str], block: nn.Module) -> Iterator[S
         name: {x: COLLECTED[x].start(layer, layer.weight.device) for x in sorted(terminals)}
         for name, layer in layers.items()
     }
-
-    def watch_block(_: object, inputs: Sequence[Tensor], output: Tensor | Sequence[Tensor]) -> None:
-        after = output if isinstance(output, Tensor) else output[0]
-        cosines = functional.cosine_similarity(inputs[0].float(), after.float(), dim=-1)
-        for name, layer in layers.items():
-            _add(sums[name], "block", cosines[..., None], layer.weight)
-
     with ExitStack() as hooks:
         for name, layer in layers.items():
             _watch(layer, sums[name], hooks)
-        if any(COLLECTED[terminal].source == "block" for terminal in terminals):
-            hooks.enter_context(block.register_forward_hook(watch_block))
         yield sums
 
 
-def statistics_of(sums: Sums, windows: Tensor, depth: float = 0.0) -> dict[str, Tensor]:
+def statistics_of(sums: Sums, windows: Tensor) -> dict[str, Tensor]:
     """Turn sums over windows, (N, T), into statistics by `X/layer`; the sums are used up."""
-    seen = Seen(len(windows), windows.numel(), depth)
+    seen = Seen(len(windows), windows.numel())
     return {
         f"{terminal}/{layer}": COLLECTED[terminal].finish(totals.pop(terminal), seen)
         for layer, totals in sums.items()

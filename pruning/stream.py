@@ -75,7 +75,7 @@ class Stream:
         again on its kept inputs, which the gradients then replace.
         """
         call = self.calls[block]
-        with watched(layers, terminals, module) as sums:
+        with watched(layers, terminals) as sums:
             for i in range(len(self.windows)):
                 hidden = self.input(block, i)
                 if way == "backward":
@@ -92,7 +92,7 @@ class Stream:
                     if not self.kept:
                         del self.states[self._key(block, i)]
             self._settle()
-        return statistics_of(sums, self.windows, depth=block / max(1, len(self.calls) - 1))
+        return statistics_of(sums, self.windows)
 
     def examples(self, block: int, targets: "Stream") -> Examples:
         """Return what a block is trained on: its inputs here, and its outputs in another stream."""

@@ -128,8 +128,7 @@ class Slope:
         finite. The model is left pruned.
         """
         ground, model = self.ground, self.ground.store.model
-        factors = dict(zip(self._terms, (exponents @ self._multiples).tolist(), strict=True))
-        threshold = self._model_threshold(factors)
+        factors, threshold = self._metric(exponents)
         sums = torch.zeros(2, len(self._terms) + 1, dtype=torch.float64)
         with ExitStack() as stack:
             for layer, weight in ground.master.items():
@@ -159,8 +158,7 @@ class Slope:
     def covariance(self, exponents: Tensor) -> Tensor:
         """Return the covariance of the bases' logarithms near the threshold, (bases, bases)."""
         group = self.ground.target.group
-        factors = dict(zip(self._terms, (exponents @ self._multiples).tolist(), strict=True))
-        threshold = self._model_threshold(factors)
+        factors, threshold = self._metric(exponents)
         count, size = torch.zeros((), dtype=torch.float64), len(self._multiples)
         total, squares = torch.zeros(size).double(), torch.zeros(size, size).double()
         for layer in self.ground.master:
@@ -179,6 +177,19 @@ class Slope:
             squares += bases.T @ (shares * bases)
         mean = total / count.clamp(min=TINY)
         return squares / count.clamp(min=TINY) - torch.outer(mean, mean)
+
+    def _metric(self, exponents: Tensor) -> tuple[dict[Metric, float], float]:
+        """Return the terms of the metric with these exponents of its bases, and its threshold over
+        all layers, from some rows of each; 0 for other groups.
+        """
+        target, layers = self.ground.target, self.ground.master
+        factors = dict(zip(self._terms, (exponents @ self._multiples).tolist(), strict=True))
+        if not target.group.whole_model:
+            return factors, 0.0
+        sample = [self._scores(x, factors, self._sampled()).flatten().cpu() for x in layers]
+        scores = torch.cat(sample)
+        last = max(1, int(target.sparsity * len(scores)))
+        return factors, scores.kthvalue(last).values.item()
 
     def _take(
         self,
@@ -242,16 +253,6 @@ class Slope:
         """Return which rows of each layer stand for all: one in so many, the same for all."""
         fewest = min(len(weight) for weight in self.ground.master.values())
         return slice(None, None, max(1, fewest // ROWS))
-
-    def _model_threshold(self, factors: Mapping[Metric, float]) -> float:
-        """Return the threshold over all layers, from some rows of each; 0 for other groups."""
-        target = self.ground.target
-        if not target.group.whole_model:
-            return 0.0
-        layers = self.ground.master
-        sample = [self._scores(x, factors, self._sampled()).flatten().cpu() for x in layers]
-        scores = torch.cat(sample)
-        return scores.kthvalue(max(1, int(target.sparsity * len(scores)))).values.item()
 
     def _mask(self, scores: Tensor, threshold: float) -> Tensor:
         target = self.ground.target

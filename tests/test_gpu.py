@@ -24,7 +24,7 @@ from prunevolve.search.run_folder import RunFolder
 
 PRUNINGS = {
     "row": "--metric wanda --group row",
-    "statistics": "--metric W*(G+X+V+H+abs(M)+B+D+I)",
+    "statistics": "--metric W*(G+X+V+H+abs(M)+B)",
     "layer": "--metric magnitude --group layer",
     "model": "--metric snip --group model",
     "2:4": "--metric gblm --pattern 2:4",

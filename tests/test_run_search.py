@@ -438,7 +438,7 @@ def test_extended_primitives_collect_their_statistics_and_breed_from_them(tmp_pa
     seeds = "search.seeds=[ria, 'mul(W, add(V, mul(0.5, B)))', wifv]"
     search(tmp_path / "run", "search.primitives=extended", seeds)
     with safe_open(tmp_path / "run/statistics.safetensors", "pt") as tensors:
-        # B is of a seed; D and I are of none, and not drawn unless they are named.
+        # B is of a seed alone.
         assert {key.partition("/")[0] for key in tensors.keys()} == set("BGHMVX")  # noqa: SIM118
     lines = lines_of(tmp_path / "run/journal.jsonl")
     assert [line["outcome"] for line in lines[:3]] == ["evaluated"] * 3

@@ -21,8 +21,8 @@ from prunevolve.search.breeding.product import Exponents, ablations, factors_of,
 from prunevolve.search.breeding.trees import grown, to_tree
 
 MAX_FACTORS = 7
-"""Most factors of a bred metric. Longer ones are learnt by heart: they are better on the models of
-the search, and worse on others (docs/LOG.md)."""
+"""Most factors of a bred metric. Longer ones are overfitted: better on the models of the search,
+and worse on others (docs/LOG.md)."""
 
 EXPONENTS = (0.25, 0.5, 1.0, 1.5, 2.0)  # that a factor is drawn with, up to their sign
 STRENGTHS = (0.1, 0.2, 0.3, 0.5, 1.0)  # the same for exponentials of a root mean square of 1
@@ -35,7 +35,6 @@ _RELATIVE = (
     *(f"divrms({side.format('mul(W, G)')}, mul(W, G))" for side in _SIDES),
     *(f"exp(divrms({x}, {x}))" for x in (side.format("quot(M, G)") for side in _SIDES)),
     *(f"divrms({x}, {x})" for x in "XVBH"),
-    *("I", "exp(D)"),
 )
 _TABLE = tuple(map(Metric.parse, _RELATIVE))
 
@@ -45,10 +44,8 @@ def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
 
     What is the same for all that compete in a comparison group is left out.
     """
-    allowed = [factor for factor in _TABLE if factor.terminals <= set(terminals)]
-    if group == "row":
-        return tuple(factor for factor in allowed if factor.shape.by_column)
-    return tuple(x for x in allowed if group == "model" or x.shape != NUMBER)
+    allowed = (factor for factor in _TABLE if factor.terminals <= set(terminals))
+    return tuple(x for x in allowed if x.shape.by_column or group != "row")
 
 
 @dataclass(frozen=True)

@@ -99,11 +99,7 @@ class Pool:
                 task, role, _ = arguments
                 cost = self._cost(self.experiment.subject_of[task], role)
                 self._insert(Job("losses", arguments, cost, next(self._numbers)))
-        with shown_progress(self.console) as show:
-            while missing := set(wanted) - self.measured.keys():
-                show(stage, total - len(missing), total)
-                self._turn(_STEP_SECONDS)
-            show(stage, total, total)
+        self._wait(stage, lambda: (total - len(set(wanted) - self.measured.keys()), total))
         return self.measured
 
     def shorter(
@@ -116,13 +112,24 @@ class Pool:
         ]
         for job in jobs:
             self._insert(job)
-        with shown_progress(self.console) as show:
-            while any(job.result is None for job in jobs):
-                steps = [job.step or Step(0, 1) for job in jobs]
-                show(stage, sum(step.done for step in steps), sum(step.total for step in steps))
-                self._turn(_STEP_SECONDS)
-            show(stage, len(jobs), len(jobs))
+
+        def how_far() -> tuple[int, int]:
+            steps = [job.step or Step(0, 1) for job in jobs]
+            # A last step is the answer, which may come early.
+            ended = [job.result is not None for job in jobs]
+            done = [x.total + 1 if end else x.done for x, end in zip(steps, ended, strict=True)]
+            return sum(done), sum(step.total + 1 for step in steps)
+
+        self._wait(stage, how_far)
         return [cast("list[tuple[Criterion, Metric]]", job.result) for job in jobs]
+
+    def _wait(self, stage: str, how_far: Callable[[], tuple[int, int]]) -> None:
+        """Let the workers work until all is done, and show it."""
+        with shown_progress(self.console) as show:
+            while (far := how_far())[0] < far[1]:
+                show(stage, *far)
+                self._turn(_STEP_SECONDS)
+            show(stage, *far)
 
     def tensors(self, method: str, subject: int) -> dict[str, Tensor]:
         """Return what a method of `Evaluator` makes of a model; raises as `losses` does.

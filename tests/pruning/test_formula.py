@@ -13,10 +13,10 @@ from prunevolve.pruning.statistics import TERMINALS
 
 FOUND = (
     "quot(mul(quot(sqr(mul(W, exp(colmean(quot(M, G))))), sqrt(divrms(H, H))), "
-    "sqr(mul(G, sqrt(quot(W, colmean(W)))))), exp(D))"
+    "sqr(mul(G, sqrt(quot(W, colmean(W)))))), exp(V))"
 )
 EXAMPLES = {
-    FOUND: "(W · exp(colmean(M / G)))² · (G · √(W / colmean(W)))² / (√(H / rms(H)) · exp(D))",
+    FOUND: "(W · exp(colmean(M / G)))² · (G · √(W / colmean(W)))² / (√(H / rms(H)) · exp(V))",
     NAMED["directed-snip-wanda"].text: "exp(0.2 · (colmean(M / G) / rms(colmean(M / G)))) · W² · "
     "G · √X / "
     "((rowmean(W) + colmean(W)) · rowmean(√X))",
@@ -51,7 +51,7 @@ READ = {
     "W^2 * G / rowmean(W)": "quot(mul(sqr(W), G), rowmean(W))",
     "W**2 / colmean(W) / norm(G)": "div(quot(sqr(W), colmean(W)), G)",
     "W*(X / rms(X)) / (G + M) - -2": "sub(quot(mul(W, divrms(X, X)), add(G, M)), -2)",
-    "-W^1.2 * exp(D)": "mul(neg(power(W, 1.2)), exp(D))",
+    "-W^1.2 * exp(V)": "mul(neg(power(W, 1.2)), exp(V))",
     "∜X · √|M|^5 / W^-1": "quot(mul(root4(X), sqrt(power(abs(M), 5))), power(W, -1))",
     "M^5 + mul(W, W^1)": "add(mul(M, power(M, 4)), mul(W, W))",
     "G": "G",

@@ -53,7 +53,7 @@ class Layer:
                 }[terminal.source]
                 terminal.add(total, window, self.weight)
             windows, tokens = self.inputs.shape[:2]
-            values[name] = terminal.finish(total, Seen(windows, windows * tokens, 0.5)).double()
+            values[name] = terminal.finish(total, Seen(windows, windows * tokens)).double()
         return values
 
     def score(self, metric):
