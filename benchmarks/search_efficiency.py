@@ -65,24 +65,21 @@ SHIPPED = "evolution"
 
 VARIANTS: dict[str, Variant] = {
     SHIPPED: Variant(),
-    "random search": Variant(["search.crossover=0", "search.mutation=0"], _NO_DESCENTS),
+    "random search": Variant(["search.population=5000"], _NO_DESCENTS),
     "paper": Variant(
         [
             *("search.primitives=release", "search.units=off", "pruning.group=row"),
             *("search.population=50", "search.parents=10", "search.initial_depth=[2,4]"),
             *("search.crossover=1.0", "search.mutation=0.5", "search.max_size=31", "search.lag=0"),
-            *("search.crowding=0", "search.stages=[]"),
+            "search.stages=[]",
         ]
     ),
     # As gplearn breeds: subtrees, node by node, of all operators and numbers.
     "trees": Variant(
-        ["search.crowding=0", "search.initial_depth=[2,4]"],
+        ["search.initial_depth=[2,4]"],
         {f"{_BREEDING}.variation.Breeder.descends": False},
     ),
-    "no crowding": Variant(["search.crowding=0"]),
     "no parsimony": Variant(replaced={"prunevolve.search.records.RESOLUTION": 1e-12}),
-    "no crossover": Variant(["search.crossover=0", "search.mutation=1"]),
-    "no mutation": Variant(["search.mutation=0"]),
     "no grown factors": Variant(replaced={f"{_BREEDING}.factors.GROWN": 0.0}),
     "no simplification": Variant(
         replaced={f"{_BREEDING}.variation.simplify": lambda criterion: criterion}

@@ -174,11 +174,9 @@ class Search(_Section):
     parents: int = Field(default=5, ge=2, le=10**6)
     """How many of the best in a random half of the population can be parents."""
     crossover: float = Field(default=0.7, ge=0, le=1)
-    """Probability of crossover."""
+    """Probability of crossover, of trees of the release's set; products of factors have none."""
     mutation: float = Field(default=0.6, ge=0, le=1)
-    """Probability of a mutation."""
-    crowding: float = Field(default=0.01, ge=0, lt=1)
-    """Masks that differ in a smaller fraction of weights count as one; 0: none do."""
+    """Probability of a mutation, of trees; a product's child always has one."""
     stages: list[Count] = [2, 4, 8, 16]
     """Window counts at which a candidate may be stopped, ascending; []: none is."""
 

@@ -7,12 +7,11 @@ replaying its records.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.breeding.product import can_descend
@@ -23,7 +22,6 @@ from prunevolve.search.records import Candidate, Limits, Outcome, Record
 DESCENTS = 8  # one candidate in so many descends from the best that none began from
 LEEWAY = 1.5  # highest fitness that may fill a free place, as a multiple of the best's
 FINALISTS = 5  # metrics that are measured on the selection text, from which the winner is chosen
-Near = Callable[[Criterion, Criterion], bool]  # whether two criteria make nearly the same mask
 
 
 @dataclass(frozen=True)
@@ -34,21 +32,14 @@ class State:
     population: tuple[Record, ...] = ()  # the fittest candidates, best first
     hall_of_fame: tuple[Record, ...] = ()  # the fittest of each size, by ascending size
 
-    def commit(self, record: Record, search: Search, near: Near) -> "State":
-        """Return the state after one more outcome; beyond its size, the population's worst goes.
-
-        Only the fitter of two that are near is a member, so that a population never holds many
-        copies of one mask.
-        """
+    def commit(self, record: Record, search: Search) -> "State":
+        """Return the state after one more outcome; beyond its size, the population's worst goes."""
         assert record.index == self.committed, (record.index, self.committed)
         population, hall_of_fame = self.population, self.hall_of_fame
         if record.fitness is not None:
             hall_of_fame = best_of_each_size((*hall_of_fame, record))
-            like = [m for m in population if near(record.criterion, m.criterion)]
-            if all(record.standing < member.standing for member in like):
-                others = [member for member in population if member not in like]
-                ranked = sorted((*others, record), key=lambda member: member.standing)
-                population = tuple(ranked[: search.population])
+            ranked = sorted((*population, record), key=lambda member: member.standing)
+            population = tuple(ranked[: search.population])
         return State(self.committed + 1, population, hall_of_fame)
 
     @property
@@ -56,7 +47,7 @@ class State:
         """The fittest record so far."""
         return min(self.hall_of_fame, key=lambda record: record.rank, default=None)
 
-    def with_limits(self, candidate: Candidate, search: Search, near: Near) -> Candidate:
+    def with_limits(self, candidate: Candidate, search: Search) -> Candidate:
         """Return a candidate with the limits that it must meet to enter this population.
 
         A descent has none: what it costs to measure is little beside its steps.
@@ -65,13 +56,8 @@ class State:
             return candidate
         fitness = [member.rank[0] for member in self.population]
         best = min(fitness, default=math.inf)
-        like = [m.rank[0] for m in self.population if near(candidate.criterion, m.criterion)]
-        if like:  # it takes their place
-            entry = min(like)
-        elif len(fitness) == search.population:
-            entry = max(fitness)
-        else:
-            entry = LEEWAY * max(0.0, best)
+        is_full = len(fitness) == search.population
+        entry = max(fitness) if is_full else LEEWAY * max(0.0, best)
         # What is worse than the best baseline, as the first ones are, need not be exact either.
         return replace(candidate, limits=Limits(min(best, 1.0), entry))
 
@@ -167,7 +153,7 @@ class Evolution:
         search = self.search
         while self._bred < min(search.candidates, self._committed + search.lag + 1):
             state = self._states[max(0, self._bred - search.lag)]
-            candidate = state.with_limits(self._propose(state), search, self.near)
+            candidate = state.with_limits(self._propose(state), search)
             self._remember(candidate)
             self._waiting[self._bred] = candidate
             self._bred += 1
@@ -183,11 +169,6 @@ class Evolution:
             records.append(self._marked(record) if record.outcome.tuned else record)
             self._commit(records[-1])
         return records
-
-    def near(self, first: Criterion, second: Criterion) -> bool:
-        """Return whether two criteria make nearly the same mask."""
-        crowding = self.search.crowding
-        return crowding > 0 and self.fingerprints.distance(first, second) < crowding
 
     def _propose(self, state: State) -> Candidate:
         """Return a descent, or breed a child."""
@@ -212,7 +193,7 @@ class Evolution:
 
     def _commit(self, record: Record) -> None:
         self._mark(record)
-        state = self.state.commit(record, self.search, self.near)
+        state = self.state.commit(record, self.search)
         self._committed = state.committed
         self._states[self._committed] = state
         self._states.pop(self._committed - self.search.lag - 1, None)

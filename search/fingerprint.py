@@ -10,10 +10,8 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,8 +25,6 @@ ROWS, INPUTS = 16, 32
 fitness is no better than on 32, and the time is a third of theirs (docs/LOG.md)."""
 
 TargetOf = Callable[[str], Target]  # returns a task's target for a comparison group
-Words = npt.NDArray[np.uint64]  # masks on the probe, packed
-_KEPT = 4096  # criteria whose masks are kept in memory, a kilobyte for each task
 
 _PARTS = 512
 """Number of parts of formulas whose scores a probe keeps: most parts of a child are its parents' or
@@ -97,14 +93,12 @@ def _evenly(count: int, taken: int, run: int = 1) -> Tensor:
 
 
 class Fingerprints:
-    """Fingerprints for tasks, given their probes and targets; recent masks are kept."""
+    """Fingerprints for tasks, given their probes and targets."""
 
     def __init__(self, tasks: Sequence[tuple[Probe, TargetOf]]) -> None:
         self.tasks, probes = tasks, [probe for probe, _ in tasks]
         # Each model's first task.
         self._firsts = [i for i, probe in enumerate(probes) if probe not in probes[:i]]
-        self._weights = sum(probe.terminals["W"].numel() for probe, _ in tasks)
-        self._mask = lru_cache(_KEPT * len(tasks))(self._new_mask)
 
     def fingerprint(self, criterion: Criterion) -> str:
         """Return a hash of a criterion's masks on the probes, 16 hexadecimal digits.
@@ -123,28 +117,12 @@ class Fingerprints:
         growth = metric.units.n if metric.units else metric.text
         key = (criterion.group, criterion.group == "model" and growth)
         digest = hashlib.sha256(str(key).encode())
-        for task, (probe, _) in enumerate(self.tasks):
-            words, shape = self._mask(criterion, task), probe.terminals["W"].shape
-            mask = np.unpackbits(words.view(np.uint8), count=shape.numel()).reshape(shape)
+        for probe, target_of in self.tasks:
+            mask = probe_mask(probe.score(metric), target_of(criterion.group)).numpy()
             if mask.any() and not (mask != mask[:, :1]).any():
                 raise DegenerateScores(f"'{metric.text}' prunes the same inputs in every row")
-            digest.update(words.data)
+            digest.update(np.packbits(mask).data)
         return digest.hexdigest()[:16]
-
-    def distance(self, first: Criterion, second: Criterion) -> float:
-        """Return the fraction of probed weights that one criterion removes and the other keeps."""
-        masks = ((self._mask(first, i), self._mask(second, i)) for i in range(len(self.tasks)))
-        return float(sum(np.bitwise_count(a ^ b).sum() for a, b in masks) / self._weights)
-
-    def _new_mask(self, criterion: Criterion, task: int) -> Words:
-        """Return the mask for a task, 64 weights in a word, the rest of the last 0; scores that are
-        not finite have one, too.
-        """
-        probe, target_of = self.tasks[task]
-        scores = probe.score(criterion.metric).nan_to_num()
-        bits = np.packbits(probe_mask(scores, target_of(criterion.group)).flatten().numpy())
-        bits.resize(8 * math.ceil(bits.size / 8), refcheck=False)
-        return bits.view(np.uint64)
 
 
 def probe_mask(scores: Tensor, target: Target) -> Tensor:

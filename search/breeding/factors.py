@@ -17,7 +17,7 @@ from deap import gp
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, NUMBER
-from prunevolve.search.breeding.product import Exponents, ablations, factors_of, product_of_powers
+from prunevolve.search.breeding.product import Exponents, factors_of, product_of_powers
 from prunevolve.search.breeding.trees import grown, to_tree
 
 MAX_FACTORS = 7
@@ -56,6 +56,7 @@ class Products:
     table: Sequence[Metric]
     primitives: gp.PrimitiveSet
     comparable: bool  # they have no units, since scores of several layers compete
+    parents = 1  # of a child
 
     def random(self) -> Metric:
         """Draw a product of one to four factors, mostly with W and G as its core."""
@@ -64,25 +65,12 @@ class Products:
             self._add(product)
         return self._made(product)
 
-    def child(self, first: Metric, second: Metric) -> Metric:
-        """Make a child by crossover and mutation of factors."""
-        product = factors_of(first)
-        if random.random() < self.search.crossover:
-            product = self._crossed(product, factors_of(second))
-        if random.random() < self.search.mutation:
-            (kind,) = random.choices(list(MUTATIONS), list(MUTATIONS.values()))
-            self._mutate(product, kind)
+    def child(self, parent: Metric) -> Metric:
+        """Make a child, which has one factor more, less or another."""
+        product = factors_of(parent)
+        (kind,) = random.choices(list(MUTATIONS), list(MUTATIONS.values()))
+        self._mutate(product, kind)
         return self._made(product)
-
-    def _crossed(self, first: Exponents, second: Exponents) -> Exponents:
-        """Return the core of one parent with what both have, and half of what only one has."""
-        heir = random.choice((first, second))
-        product = {base: heir[base] for base in heir if not self._is_free(base)}
-        for base in {**first, **second}:
-            holders = [parent for parent in (first, second) if base in parent]
-            if self._is_free(base) and (len(holders) == 2 or random.random() < 0.5):
-                product[base] = random.choice(holders)[base]
-        return product
 
     def _mutate(self, product: Exponents, kind: str) -> None:
         """Change one factor of a product, in place."""
@@ -109,18 +97,11 @@ class Products:
         product[base] = exponent * random.choice((1, -1))
 
     def _made(self, product: Exponents) -> Metric:
-        """Return the metric of a product of at most `MAX_FACTORS` factors that scores each weight.
-
-        Of more, as two parents can have, those with the lowest exponents go.
-        """
+        """Return the metric of a product that scores each weight."""
         metric = product_of_powers(product.items())
         if metric.problem:  # nothing was drawn that varies with both sides, or it cancelled
-            metric = product_of_powers((self.core() | factors_of(metric)).items())
-        while len(left := factors_of(metric)) > MAX_FACTORS:
-            shorter = ablations(metric, self.comparable)
-            if not shorter:
-                break
-            metric = shorter[min(shorter, key=lambda base: abs(left[base]))]
+            few = [*factors_of(metric).items()][: MAX_FACTORS - len(self.core())]
+            metric = product_of_powers((self.core() | dict(few)).items())
         return metric
 
     def core(self) -> Exponents:

@@ -48,19 +48,6 @@ def can_descend(metric: Metric) -> bool:
     return all(base.never_negative for base in exponents_of(metric, relative=False))
 
 
-def ablations(metric: Metric, comparable: bool) -> dict[Metric, Metric]:
-    """Return a metric without each factor that can go, by the factor's base.
-
-    What is left ranks weights, and has no units if scores of several layers compete.
-    """
-    powers, shorter = factors_of(metric), {}
-    for base in powers:
-        rest = product_of_powers((other, powers[other]) for other in powers if other != base)
-        if not rest.problem and (rest.is_comparable or not comparable):
-            shorter[base] = rest
-    return shorter
-
-
 def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:
     """Return the metric of some bases and their exponents; divisors of exponents below 0.
 

@@ -28,6 +28,7 @@ class Trees:
     search: Search
     primitives: gp.PrimitiveSet
     comparable: bool  # they have no units, since scores of several layers compete
+    parents = 2  # of a child
 
     def random(self) -> Metric:
         """Draw a ramped half-and-half tree (Koza, 1992): of random depth, full or grown."""

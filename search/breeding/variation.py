@@ -75,8 +75,8 @@ class Breeder:
     def breed(self, index: int, population: Sequence[Record]) -> Candidate:
         """Make candidate `index`.
 
-        The search begins with seeds and random trees. A child equal to a parent is replaced by a
-        random tree (Dong et al., 2024, arXiv:2406.02924, Algorithm 1).
+        The search begins with seeds and random metrics. A child equal to a parent is replaced by a
+        random one (Dong et al., 2024, arXiv:2406.02924, Algorithm 1).
         """
         if index < len(self.firsts):
             return Candidate(index, simplify(self.firsts[index]))
@@ -84,13 +84,13 @@ class Breeder:
             return self._child(index, population)
 
     def _child(self, index: int, population: Sequence[Record]) -> Candidate:
-        """Make a child of two members, or a random tree where there are none yet."""
+        """Make a child of members, or a random metric where there are none yet."""
         if index >= self.search.population and population:
-            first, second = choose_parents(population, self.search.parents)
-            metric = self.varied.child(first.criterion.metric, second.criterion.metric)
+            parents = choose_parents(population, self.search.parents, self.varied.parents)
+            metric = self.varied.child(*(parent.criterion.metric for parent in parents))
             child = simplify(Criterion(metric, self.group))
-            if child not in (first.criterion, second.criterion):
-                return Candidate(index, child, "child", (first.index, second.index))
+            if child not in [parent.criterion for parent in parents]:
+                return Candidate(index, child, "child", tuple(x.index for x in parents))
         return Candidate(index, simplify(Criterion(self.varied.random(), self.group)), "random")
 
 
@@ -115,15 +115,14 @@ def seeded(*key: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def choose_parents(ranked: Sequence[Record], best: int) -> tuple[Record, Record]:
-    """Draw a random half of the population and pick two parents from its `best` members.
+def choose_parents(ranked: Sequence[Record], best: int, count: int) -> list[Record]:
+    """Draw a random half of the population and pick parents from its `best` members.
 
     This is the selection of Pruner-Zero (Dong et al., 2024, arXiv:2406.02924, Algorithm 1): the
-    draw keeps mediocre members in play, the cut maintains selection pressure. A lone member is both
+    draw keeps mediocre members in play, the cut maintains selection pressure. A lone member is all
     parents. `ranked` is the population, best first.
     """
     if len(ranked) == 1:
-        return ranked[0], ranked[0]
+        return [ranked[0]] * count
     drawn = random.sample(range(len(ranked)), max(2, round(len(ranked) * POOL)))
-    first, second = random.sample(sorted(drawn)[:best], 2)
-    return ranked[first], ranked[second]
+    return [ranked[i] for i in random.sample(sorted(drawn)[:best], count)]

@@ -20,8 +20,3 @@ def record_of(
     criterion = Criterion(Metric.parse(metric), group)
     candidate = Candidate(index, criterion, origin, parents, fingerprint)
     return Record(candidate, Outcome(kind if fitness is None else "evaluated", fitness, 64, reason))
-
-
-def never(first: Criterion, second: Criterion) -> bool:
-    """Tell any two masks apart."""
-    return False

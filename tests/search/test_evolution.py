@@ -33,9 +33,9 @@ def changed(search, **changes):
 
 PLAIN = Search(
     **{"seed": 5, "candidates": 60, "population": 8, "lag": 7, "primitives": "release"},
-    **{"initial_depth": (1, 3), "max_size": 15, "parents": 3, "crowding": 0},
+    **{"initial_depth": (1, 3), "max_size": 15, "parents": 3},
 )
-FULL = changed(PLAIN, candidates=160, population=7, crowding=0.0065, primitives="extended")
+FULL = changed(PLAIN, candidates=160, population=7, primitives="extended")
 """Everything switched on."""
 
 KINDS = {"plain": PLAIN, "full": FULL}
@@ -55,7 +55,7 @@ def digits(criterion):
 
 
 class Drawn:
-    """Masks of which some formulas share one and some have none; a distance is one of marks."""
+    """Masks of which some formulas share one and some have none."""
 
     def mark(self, criterion):
         return f"{digits(criterion) % 199:03}" if digits(criterion) % 7 else None
@@ -64,9 +64,6 @@ class Drawn:
         if not self.mark(criterion):
             raise DegenerateScores(f"'{criterion.text}' is constant")
         return self.mark(criterion)
-
-    def distance(self, one, other):
-        return abs(int(self.fingerprint(one)) - int(self.fingerprint(other))) / 1000
 
 
 def down_from(criterion):
@@ -186,14 +183,10 @@ def assert_continues(evolution, pick, cut, lag=7, kind="plain"):
     assert evolution.done and list(evolution.ask()) == []
 
 
-def near_of(search):
-    return lambda one, other: Drawn().distance(one, other) < search.crowding
-
-
 def state_after(records, search):
     state = State()
     for record in records:
-        state = state.commit(record, search, near_of(search))
+        state = state.commit(record, search)
     return state
 
 
@@ -228,13 +221,11 @@ def test_evolution_resumed_equals_uninterrupted(share, checkpoint, lag, seed, ki
     assert_continues(evolution, racing(seed), cut, lag, kind)
 
 
-@pytest.mark.parametrize("off", ["crowding", "descents"])
-def test_every_rule_of_the_full_search_is_at_work(monkeypatch, off):
-    """Else the tests above would say nothing about the rules."""
+def test_descents_are_at_work_in_the_full_search(monkeypatch):
+    """Else the tests above would say nothing about them."""
     expected = journal(7, "full")
-    if off == "descents":
-        monkeypatch.setattr(loop, "DESCENTS", 10**6)
-    assert searched(changed(FULL, crowding=0.0) if off == "crowding" else FULL)[0] != expected
+    monkeypatch.setattr(loop, "DESCENTS", 10**6)
+    assert searched(FULL)[0] != expected
 
 
 def test_ask_decides_what_needs_no_evaluation():
@@ -280,7 +271,7 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
     submitted = [candidate for candidate in searching.asked if not candidate.decided]
     for candidate in submitted:
         state = bred_from[candidate.index]
-        limited = state.with_limits(candidate, search, near_of(search))
+        limited = state.with_limits(candidate, search)
         assert candidate.limits == limited.limits
         assert set(candidate.parents) <= {member.index for member in state.population}
     assert any(candidate.limits for candidate in submitted)
@@ -370,9 +361,6 @@ class Alike(Drawn):
 
     def fingerprint(self, criterion):
         return "alike" if "power" in criterion.text else criterion.text
-
-    def distance(self, one, other):
-        return 1.0
 
 
 @pytest.mark.parametrize("order", [(3, 4, 5), (5, 4, 3), (4, 5, 3)])

@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 from refusals import refusal
-from toy_records import never, record_of
+from toy_records import record_of
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.evolution import LEEWAY, Near, State
+from prunevolve.search.evolution import LEEWAY, State
 from prunevolve.search.records import OUTCOMES, RESOLUTION, Candidate, Limits, Outcome, Record
 
 SIZES = {1: "W", 2: "abs(W)", 3: "mul(G, W)", 4: "mul(G, sqrt(W))"}
@@ -26,10 +26,10 @@ def record(index: int, fitness: float | None, size: int = 1) -> Record:
 THREE = Search(population=3)
 
 
-def after(*outcomes: tuple, search: Search = THREE, near: Near = never) -> State:
+def after(*outcomes: tuple, search: Search = THREE) -> State:
     state = State()
     for index, outcome in enumerate(outcomes):
-        state = state.commit(record(index, *outcome), search, near)
+        state = state.commit(record(index, *outcome), search)
     return state
 
 
@@ -60,29 +60,14 @@ def test_parsimony_puts_the_smaller_of_one_step_first_then_the_older():
     assert state.best == record(0, 19.6 * RESOLUTION, 3)
 
 
-@pytest.mark.parametrize(("fitness", "members"), [(2.0, [3, 2]), (2.7, [1, 2, 0])])
-def test_near_to_several_replaces_them_all_by_one_if_it_is_the_fittest(fitness, members):
-    def near(one: Criterion, other: Criterion) -> bool:
-        return one.metric.size == 4 and other.metric.size < 3
-
-    outcomes = ((3.0, 1), (2.5, 2), (2.8, 3), (fitness, 4))
-    assert indices(after(*outcomes, search=Search(population=4), near=near).population) == members
-
-
-def limits(state: State, near: Near = never) -> Limits | None:
+def limits(state: State) -> Limits | None:
     """Return the fitness of the best and the one needed to enter, for any candidate."""
-    return state.with_limits(record(9, None).candidate, THREE, near).limits
+    return state.with_limits(record(9, None).candidate, THREE).limits
 
 
 def test_limits_are_the_best_with_leeway_while_a_place_is_free_then_by_the_worst():
     assert limits(after((0.8, 1), (0.5, 1))) == (0.5, 0.5 * LEEWAY)
     assert limits(after((0.8, 1), (0.5, 1), (0.6, 1))) == (0.5, 0.8)
-
-    def near(one: Criterion, other: Criterion) -> bool:
-        return one.metric.size == other.metric.size
-
-    # By the fittest of those that it would replace.
-    assert limits(after((0.5, 2), (0.8, 1), (0.6, 1)), near) == (0.5, 0.6)
 
 
 def test_what_is_clearly_worse_than_the_best_baseline_need_not_be_exact():
@@ -95,7 +80,7 @@ def test_what_descends_or_is_decided_has_no_limits():
     state, plain = after((5.0, 1), (2.0, 1), (3.0, 1)), record(9, None).candidate
     for own in ({"origin": "descent"}, {"decided": Outcome("duplicate")}):
         candidate = replace(plain, **own)
-        assert state.with_limits(candidate, THREE, never) is candidate
+        assert state.with_limits(candidate, THREE) is candidate
 
 
 def test_finalists_are_the_fittest_of_population_and_hall_of_fame_ties_by_age():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from refusals import refusal
-from toy_records import never, record_of
+from toy_records import record_of
 
 from prunevolve.configs.schema import Search
 from prunevolve.search.evolution import State
@@ -126,7 +126,7 @@ def test_journal_with_a_damaged_whole_line_is_refused(folder, line, problem):
 def test_hall_of_fame_marks_the_pareto_front(folder):
     state = State()
     for index, fitness in enumerate([3.5, 3.25, 3.125, None, 3.125]):
-        state = state.commit(record(index, fitness, group="model"), Search(population=2), never)
+        state = state.commit(record(index, fitness, group="model"), Search(population=2))
     folder.write_hall_of_fame([], state.hall_of_fame)
     # add(G, W) is as large as mul(G, W) and fitter, and smaller than what is as fit.
     assert (folder.path / "hall_of_fame.csv").read_text() == (

@@ -1,6 +1,5 @@
 """Products: all that are drawn or bred are within the limits; a metric read as one and written."""
 
-from collections import Counter
 from functools import cache
 
 import pytest
@@ -12,7 +11,7 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding.factors import MAX_FACTORS, factors_for
-from prunevolve.search.breeding.product import ablations, factors_of, product_of_powers
+from prunevolve.search.breeding.product import factors_of, product_of_powers
 from prunevolve.search.breeding.variation import Breeder, seeded
 
 ALL = list(TERMINALS)
@@ -29,7 +28,7 @@ def family(seed, made):
     with seeded(seed):
         first, second = made.random(), made.random()
     with seeded(seed, 1):
-        return first, second, made.child(first, second)
+        return first, second, made.child(first)
 
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -58,22 +57,6 @@ def test_products_and_children_are_within_the_limits_and_parents_unchanged(setti
         if seed % 4 == 0:
             assert family(seed, made) == (first, second, child)
     assert different > 230
-
-
-def test_crossover_takes_a_core_what_both_have_and_half_of_what_one_has():
-    made, inherited = products(), Counter()
-    for seed in range(300):
-        first, second, _ = map(factors_of, family(seed, made))
-        with seeded(seed, 2):
-            child = made._crossed(first, second)
-        for base, exponent in child.items():
-            assert exponent in (first.get(base), second.get(base))
-        cores = [{b: x for b, x in one.items() if not b.is_comparable} for one in (first, second)]
-        assert {b: x for b, x in child.items() if not b.is_comparable} in cores
-        for base in {b: 0 for b in first | second if b.is_comparable}:
-            inherited[(base in first) + (base in second), base in child] += 1
-    assert inherited[2, True] > 50 and not inherited[2, False]
-    assert 0.45 < inherited[1, True] / (inherited[1, True] + inherited[1, False]) < 0.55
 
 
 PRODUCT = factors_of(
@@ -165,24 +148,3 @@ def test_product_of_powers_gives_the_scores_of_the_factors_and_one_power_a_matri
                 torch.testing.assert_close(made.score(**terminals), scores, rtol=1e-3, atol=0)
                 checked += 1
     assert checked > 150
-
-
-@pytest.mark.parametrize(
-    ("text", "comparable", "rests"),
-    [
-        ("mul(W, sqrt(X))", False, ["X"]),
-        ("W", False, []),
-        ("mul(mul(W, G), exp(X))", False, ["W", "G", "exp(X)"]),
-        ("mul(mul(W, G), exp(X))", True, ["exp(X)"]),
-        ("mul(mul(W, G), divrms(X, X))", True, ["divrms(X, X)"]),  # W and G only together
-        (RELATIVE, True, ["quot(W, rowmean(W))"]),
-    ],
-)
-def test_rests_are_of_factors_without_which_weights_can_be_ranked_and_compared(
-    text, comparable, rests
-):
-    found = ablations(Metric.parse(text), comparable)
-    assert [base.text for base in found] == rests
-    for base, rest in found.items():
-        others = {x: c for x, c in factors_of(Metric.parse(text)).items() if x != base}
-        assert factors_of(rest) == others

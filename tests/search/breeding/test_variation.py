@@ -46,17 +46,19 @@ def test_breed_gives_the_core_first_if_there_are_no_seeds(settings, group, core)
     assert second.origin == "random"
 
 
-def test_breed_gives_random_metrics_until_the_population_was_bred_once_then_children():
-    candidates = bred()
+@pytest.mark.parametrize(("primitives", "parents"), [("extended", 1), ("release", 2)])
+def test_breed_gives_random_metrics_until_the_population_was_bred_once_then_children(
+    primitives, parents
+):
+    candidates = bred(primitives=primitives)
     assert [candidate.parents for candidate in candidates[:4]] == [()] * 4
     children = [candidate for candidate in candidates[4:] if candidate.parents]
     assert len(children) > 20
     assert {candidate.origin for candidate in candidates[1:4]} == {"random"}
     assert {candidate.origin for candidate in candidates if candidate.parents} == {"child"}
     for child in children:
-        one, other = child.parents
-        assert one != other
-        assert child.criterion.text not in (TEXTS[one], TEXTS[other])
+        assert len({*child.parents}) == parents
+        assert child.criterion.text not in [TEXTS[parent] for parent in child.parents]
 
 
 def test_seeded_draws_the_same_from_the_same_key_and_puts_the_state_back():
@@ -78,15 +80,15 @@ def test_choose_parents_draws_two_different_members_from_the_best_of_a_random_ha
     drawn = set()
     for seed in range(400):
         with seeded(seed):
-            first, second = choose_parents(range(20), best=2)
+            first, second = choose_parents(range(20), best=2, count=2)
         assert first != second
         drawn |= {first, second}
     # The two best of ten: the worst eight of twenty can never be among them.
     assert drawn <= set(range(12))
     assert max(drawn) > 4
     with seeded(0):
-        assert set(choose_parents(("a", "b"), best=10)) == {"a", "b"}
-        assert choose_parents(("a",), best=2) == ("a", "a")
+        assert set(choose_parents(("a", "b"), best=10, count=2)) == {"a", "b"}
+        assert choose_parents(("a",), best=2, count=2) == ["a", "a"]
 
 
 @pytest.mark.parametrize(
