@@ -26,7 +26,7 @@ Depth = Annotated[int, Field(ge=0, le=MAX_TREE_DEPTH)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(gt=0)]
 Sparsity = Annotated[float, Field(gt=0, lt=1)]
-Pattern = Annotated[str, Field(pattern=r"^(unstructured|\d{1,4}:\d{1,4})$")]
+Pattern = Annotated[str, Field(pattern=r"^(unstructured|neurons|\d{1,4}:\d{1,4})$")]
 
 
 def _listed(value: Any) -> Any:
@@ -84,7 +84,7 @@ class Selection(Texts):
     calibrated on the calibration text; none: those of the tasks."""
 
 
-# The groups of `pruning.masks.GROUPS`.
+# The groups of `pruning.masks.WEIGHTS`.
 GroupName = Literal["row", "layer", "model"]
 
 
@@ -100,8 +100,8 @@ class _Target(_Section):
         kept, _, length = str(pattern).partition(":")
         if kept.isdecimal() and length.isdecimal() and 0 < int(kept) < int(length):
             return {**raw, "pattern": pattern, "sparsity": 1 - int(kept) / int(length)}
-        if pattern not in (None, "unstructured"):
-            rule = "unstructured or n:m with 0 < n < m"
+        if pattern not in (None, "unstructured", "neurons"):
+            rule = "unstructured, neurons or n:m with 0 < n < m"
             raise ValueError(f"pattern must be {rule}, got {pattern!r:.40}")
         return raw
 
@@ -137,10 +137,12 @@ class Task(_Target):
 
     @property
     def name(self) -> str:
-        """A short name, such as `smollm2-135m 50%` or `embedded 2:4`."""
+        """A short name, such as `smollm2-135m 50%`, `embedded 2:4` or `embedded neurons 20%`."""
         model, _, _ = self.model.partition("@")  # a revision would be as long as all the rest
-        removed = f"{self.sparsity:.0%}" if self.pattern == "unstructured" else self.pattern
-        return f"{Path(model).name} {removed}"
+        parts = [Path(model).name]
+        parts += [self.pattern] * (self.pattern != "unstructured")
+        parts += [f"{self.sparsity:.0%}"] * (":" not in self.pattern)
+        return " ".join(parts)
 
 
 # YAML reads `off` as false.

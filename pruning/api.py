@@ -13,7 +13,13 @@ from prunevolve.pruning import pruner
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.models import linear_layers, load_model, load_tokenizer
+from prunevolve.pruning.models import (
+    linear_layers,
+    load_model,
+    load_tokenizer,
+    shapes_of,
+    width_key,
+)
 from prunevolve.pruning.parse import DEFAULT_GROUP, read_metric
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.progress import Progress, unwatched
@@ -88,6 +94,8 @@ def prune(
 ) -> PruneReport:
     """Set the lowest-scoring weights of a model's decoder blocks to zero, in place.
 
+    With the pattern `neurons` the MLPs become narrower, and with them the model and its config.
+
     Raises ValueError if an argument breaks its rule, a statistic is needed and neither given nor to
     be had from windows, or scores are not finite or all the same, which leaves earlier blocks
     pruned.
@@ -112,15 +120,19 @@ def prune(
         why = f"which needs {', '.join(sorted(missing)) or 'them for its update'}"
         raise ValueError(f"windows must be given for metric '{text}', {why}; got None")
     records: dict[str, JsonObject] = {}
+    target = procedure.target
+    width = target.group.width(shapes_of(model), target.sparsity)
     pruner.prune(
-        ResidentStore(model),
+        ResidentStore(model, narrows=True),
         procedure,
         {} if windows is None else {"calibration": windows},
         statistics={**statistics} if statistics else None,
         on_progress=on_progress,
         record=records.__setitem__,
     )
-    target, shares = procedure.target, records.get("shares", {})
+    if width:
+        setattr(model.config.get_text_config(), width_key(model.config), width[1])
+    shares = records.get("shares", {})
     counts = tuple(
         LayerCount.of(name, layer.weight.detach().cpu(), target, shares.get(name))
         for name, layer in layers.items()

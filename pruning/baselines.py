@@ -68,6 +68,17 @@ NAMED: dict[str, Baseline] = {
     "wifv": Baseline(
         "mul(V, sqr(W))", "row", "An et al., 2024, arXiv:2312.11983; FLAP's, of each weight"
     ),
+    # Of neurons: the score of one is the sum over the weights that take its output, or over all.
+    "wanda-sp": Baseline(
+        "mul(sqr(W), X)", "outputs", "An et al., 2024, arXiv:2312.11983: Wanda's, of a neuron"
+    ),
+    "flap": Baseline("mul(V, sqr(W))", "outputs", "An et al., 2024, arXiv:2312.11983, Section 3"),
+    "taylor": Baseline(
+        "mul(W, M)", "outputs", "Molchanov et al., 2019, arXiv:1906.10771; without training"
+    ),
+    "fisher": Baseline(
+        "sqr(mul(W, G))", "layer", "Ma et al., 2023, arXiv:2305.11627; the diagonal of Fisher's"
+    ),
     "directed-snip-wanda": Baseline(
         f"quot(mul({_DIRECTION}, {_BOTH}), {_MEANS})", "model", "this project, 2026"
     ),
@@ -82,6 +93,9 @@ NAMED: dict[str, Baseline] = {
 
 # Those that every report measures beside what a search found.
 BASELINES = ("magnitude", "wanda", "ria", "gblm", "snip", "pruner-zero")
+
+# The same where neurons go.
+NEURON_BASELINES = ("magnitude", "wanda-sp", "flap", "fisher", "taylor", "snip")
 
 # The method that is no metric alone: it changes weights while it chooses (`pruning.sparsegpt`).
 SPARSEGPT = "sparsegpt"

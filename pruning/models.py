@@ -249,6 +249,23 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {name: layer for of_block in of_blocks for name, layer in of_block.items()}
 
 
+def shapes_of(model: PreTrainedModel) -> dict[str, torch.Size]:
+    """Return the shapes of the prunable layers' weights by qualified name, in order."""
+    return {name: layer.weight.shape for name, layer in linear_layers(model).items()}
+
+
+def width_key(config: PretrainedConfig) -> str:
+    """Return how a config calls the neurons of each MLP."""
+    return "ffn_dim" if hasattr(config.get_text_config(), "ffn_dim") else "intermediate_size"
+
+
+def narrowed_config(config: PretrainedConfig, width: int) -> PretrainedConfig:
+    """Return a config of the same model with other numbers of neurons."""
+    config = copy.deepcopy(config)
+    setattr(config.get_text_config(), width_key(config), width)
+    return config
+
+
 def _check_family(kind: object) -> None:
     if not isinstance(kind, str) or kind not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))

@@ -18,7 +18,8 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.reconstruct import Training
 from prunevolve.pruning.statistics import GRAM, STATISTICS, need_backward
 
-# A layer's mask, True where a weight goes, or the fraction that goes if an update chooses.
+# A layer's mask, True where a weight goes, of a shape that expands to the weight's, or the fraction
+# that goes if an update chooses.
 Removal = Tensor | float
 
 # Maps a dense weight, (out_features, in_features), what goes of it and the Gram matrix of its

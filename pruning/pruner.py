@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from prunevolve.pruning.checkpoint import Offload
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.masks import Target
+from prunevolve.pruning.masks import Target, stays_of
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import linear_layers
+from prunevolve.pruning.models import shapes_of
 from prunevolve.pruning.passes import Pass, Procedure, Removal, Step, collecting, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import DegenerateScores, check_extremes, extremes, zero_marked
@@ -92,9 +92,8 @@ def prune(
 
 
 def check_layers(model: PreTrainedModel, target: Target) -> None:
-    """Raise ValueError if n:m does not divide a layer; called before any work."""
-    for name, layer in linear_layers(model).items():
-        target.group.check_layer(name, layer.in_features)
+    """Raise ValueError if the target does not fit the layers; called before any work."""
+    target.group.check(shapes_of(model), target.sparsity)
 
 
 def collect(
@@ -114,6 +113,7 @@ def collect(
 
 def zeroed(weight: Tensor, mask: Tensor) -> Tensor:
     """Return a weight with zeros where a mask is True and the same bits elsewhere."""
+    mask = mask.expand_as(weight)
     # The bits, so that no NaN is computed with; numpy has no bfloat16.
     integers = torch.int16 if weight.element_size() == 2 else torch.int32
     bits, mask = weight.view(integers), mask.to(weight.device)
@@ -287,11 +287,13 @@ class _Walk:
         assert procedure and self.removals
         self.store.finish()  # the block before it does not wait in memory beside these scores
         weights: dict[str, Tensor] = {}
+        masks: dict[str, Tensor] = {}
         for layer in self.store.layers[block]:
             name, removal = next(self.removals)
             assert name == layer, (name, layer)
             if block not in self.store.written:
                 weights[layer] = self._changed(procedure, layer, removal)
+                masks |= {layer: removal} if isinstance(removal, Tensor) else {}
             for terminal in self.terminals | procedure.pruned_terminals:
                 self.behind.pop(f"{terminal}/{layer}", None)
                 if self.forgets:
@@ -303,7 +305,7 @@ class _Walk:
             examples = self.streams["calibration"].examples(i, self.streams["targets"])
             weights, errors = procedure.training(block, module, weights, examples)
             self.record("training", {block: dict(errors)})
-        self.store.write(block, weights)
+        self.store.write(block, weights, stays_of(masks))
 
     def _changed(self, procedure: Procedure, layer: str, removal: Removal) -> Tensor:
         dense = self.store.dense(layer)

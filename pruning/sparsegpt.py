@@ -32,11 +32,14 @@ def compensate(
 
     Args:
         weight: Dense, (out_features, in_features), any dtype.
-        removal: A mask of that shape, or the fraction that goes: then of each `Bs` columns, after
+        removal: A mask of that shape, or of whole rows or columns, for which the others make up
+            all at once; or the fraction that goes: then of each `Bs` columns, after
             all changes so far, the weights whose removal costs least, or of each group of the
             pattern.
         gram: Gram matrix of the inputs, (in_features, in_features), fp32, whose device is used.
     """
+    if isinstance(removal, Tensor) and removal.shape != weight.shape:
+        return _without(weight.to(gram.device, torch.float32), removal.to(gram.device), gram)
     # The paper's W turned: one column of the weight is a row here, and lies together in memory.
     W = weight.to(gram.device, torch.float32).T.clone(memory_format=torch.contiguous_format)
     # The inverse of the Gram matrix is Hinv^T Hinv with Hinv upper triangular: its row j says how
@@ -62,6 +65,23 @@ def compensate(
             W1[j].masked_fill_(M[j % Bs], 0)  # exactly
         W[i + B :].addmm_(Hinv[i : i + B, i + B :].T, Err, alpha=-1)
     return W.T.contiguous(), grown
+
+
+def _without(weight: Tensor, mask: Tensor, gram: Tensor) -> tuple[Tensor, int]:
+    """Return a weight without whole rows, (out, 1), or columns, (1, in), of a mask.
+
+    The columns that stay are the ridge regression of the dense outputs on their inputs. A row that
+    goes is no input of others.
+    """
+    changed, grown = weight.masked_fill(mask, 0), 0
+    if mask.shape[0] == 1 and mask.any():
+        gone, stays = mask[0], ~mask[0]
+        factor, grown = damped_factor(gram[stays][:, stays])
+        if not torch.isfinite(factor).all():
+            raise DegenerateScores("the Gram matrix of its inputs has no factor: try another dtype")
+        made_up = torch.cholesky_solve(gram[stays][:, gone] @ weight[:, gone].T, factor)
+        changed[:, stays] += made_up.T
+    return changed, grown
 
 
 def _mask(cost: Tensor, removal: Tensor | float, pattern: NOfM | None, start: int) -> Tensor:

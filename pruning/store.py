@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from prunevolve.pruning.checkpoint import INDEX, Checkpoint, moved, outside_blocks, write_tensors
 from prunevolve.pruning.json_file import write_json
+from prunevolve.pruning.masks import Stays
 from prunevolve.pruning.models import DTYPES, layers_by_block, one_line_errors, skeleton
 from prunevolve.pruning.stream import logits_in_parts
 
@@ -19,10 +20,13 @@ BATCH_TOKENS = 2048
 
 
 class ResidentStore:
-    """A model in memory: its blocks are always open, and its weights replaced, never written to."""
+    """A model in memory: its blocks are always open, and its weights replaced, never written to.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    One that `narrows` takes whole rows and columns that go out of its layers, for good.
+    """
+
+    def __init__(self, model: PreTrainedModel, narrows: bool = False) -> None:
+        self.model, self._narrows = model, narrows
         self.layers = layers_by_block(model)
         self.blocks = tuple(self.layers)
         self.written: set[str] = set()
@@ -43,9 +47,16 @@ class ResidentStore:
 
     open_dense, weight = open, dense
 
-    def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
+    def write(self, block: str, weights: Mapping[str, Tensor], stays: Stays) -> None:
         """Make the new weights those of the live block."""
         self._replace(weights)
+        for layer, (side, kept) in stays.items() if self._narrows else ():
+            module = self.model.get_submodule(layer)
+            assert isinstance(module, nn.Linear)
+            for parameter in (module.weight, module.bias)[: 2 - side]:
+                if parameter is not None:
+                    parameter.data = narrowed(parameter.data, side, kept)
+            module.out_features, module.in_features = module.weight.shape
         self.written.add(block)
 
     def finish(self) -> None:
@@ -174,8 +185,9 @@ class FolderStore:
         live: Tensor = self.model.get_parameter(f"{layer}.weight").detach()
         return self.dense(layer).to(self.device, self._dtype) if live.is_meta else live
 
-    def write(self, block: str, weights: Mapping[str, Tensor]) -> None:
-        """Write the block's shard, while the walk continues: new weights, and the rest as it was.
+    def write(self, block: str, weights: Mapping[str, Tensor], stays: Stays) -> None:
+        """Write the block's shard, while the walk continues: new weights, and the rest as it was,
+        without the rows and columns of layers that do not stay.
 
         Raises OSError if the shard before it could not be written.
         """
@@ -185,7 +197,13 @@ class FolderStore:
         for layer, weight in weights.items():
             name = self._published[f"{layer}.weight"]
             tensors[name] = weight.to("cpu", tensors[name].dtype).contiguous()
-            self._put({f"{layer}.weight": self._used(tensors[name])})
+        changed = {f"{layer}.weight" for layer in weights}
+        for layer, (side, kept) in stays.items():
+            for parameter in (f"{layer}.weight", f"{layer}.bias")[: 2 - side]:
+                if name := self._published.get(parameter, ""):
+                    tensors[name] = narrowed(tensors[name], side, kept)
+                    changed.add(parameter)
+        self._put({name: self._used(tensors[self._published[name]]) for name in changed})
         self.written.add(block)
         path = self.shard(block)
 
@@ -211,11 +229,18 @@ class FolderStore:
         }
         read, entries = self.checkpoint.read, self.checkpoint.entries
         write_tensors(outside, {name: read(name) for name in entries if name not in inside})
+        shards = [Checkpoint(path) for path in (outside, *map(self.shard, self.blocks))]
+        sizes = (shard.read(name).nbytes for shard in shards for name in shard.entries)
         index = {
-            "metadata": {"total_size": sum(read(name).nbytes for name in entries)},
+            "metadata": {"total_size": sum(sizes)},
             "weight_map": {name: inside.get(name, outside.name) for name in entries},
         }
         write_json(outside.with_name(INDEX), index)
+
+
+def narrowed(tensor: Tensor, side: int, kept: Tensor) -> Tensor:
+    """Return the rows, side 0, or columns, side 1, of a tensor that are kept."""
+    return tensor.index_select(side, kept.to(tensor.device)).contiguous()
 
 
 Store = ResidentStore | FolderStore

@@ -16,7 +16,8 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, any_side
 from prunevolve.search.breeding.factors import MAX_FACTORS
 from prunevolve.search.breeding.product import exponents_of, factors_of, product_of_powers
-from prunevolve.search.slope import Ground, Logs, Slope, all_terms, terms_of
+from prunevolve.search.slope import Ground, Logs, all_terms, terms_of
+from prunevolve.search.slope_of_neurons import slope_of
 
 BATCH = 4  # windows of a step
 RATE, LAST_RATE = 0.06, 0.03  # of Adam, at the first step and from the first factor left out on
@@ -59,7 +60,7 @@ class Descent:
         parts = [terms_of(base) for base in self._bases]
         by_model = {id(ground.store): ground for ground in grounds}
         logs = {model: Logs(ground, all_terms(parts)) for model, ground in by_model.items()}
-        self._slopes = [Slope(ground, logs[id(ground.store)], parts) for ground in grounds]
+        self._slopes = [slope_of(ground, logs[id(ground.store)], parts) for ground in grounds]
         self._adam = torch.optim.Adam([self._exponents], betas=BETAS)
         self._draw = np.random.default_rng(seed)
         self.steps = 0

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -25,8 +26,9 @@ from prunevolve.evaluation.windows import (
     share_windows,
     special_note,
 )
-from prunevolve.pruning.baselines import BASELINES
-from prunevolve.pruning.masks import Target, group_of, parse_pattern
+from prunevolve.pruning.baselines import BASELINES, NEURON_BASELINES
+from prunevolve.pruning.masks import Target, group_of, pattern_group
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import DTYPES, load_config, load_tokenizer, pinned, skeleton
 from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.pruner import check_layers
@@ -94,9 +96,14 @@ class Experiment:
         return tuple(names[kind] for kind in windows.kinds)
 
     def target(self, task: int, group: str) -> Target:
-        """Return a task's target for a comparison group; an n:m pattern has its own."""
-        pattern = parse_pattern(self.tasks[task].pattern)
-        return Target(self.tasks[task].sparsity, pattern or group_of(group))
+        """Return a task's target for a comparison group; a pattern has its own."""
+        own = pattern_group(self.tasks[task].pattern, group)
+        return Target(self.tasks[task].sparsity, own or group_of(group))
+
+    @cached_property
+    def baselines(self) -> dict[str, Criterion]:
+        """The metrics by name that all others are compared with."""
+        return baselines_for(self.tasks)
 
     def task_rows(self) -> list[dict[str, object]]:
         """Return the tasks as JSON: name, model, sparsity, pattern, weight."""
@@ -118,6 +125,12 @@ class Experiment:
         }
 
 
+def baselines_for(tasks: Sequence[Task]) -> dict[str, Criterion]:
+    """Return the metrics by name whose best is the unit of fitness, and which a report shows."""
+    neurons = all(task.pattern == "neurons" for task in tasks)
+    return {name: named_metric(name) for name in (NEURON_BASELINES if neurons else BASELINES)}
+
+
 def pinned_config(config: Config) -> Config:
     """Return a config in which hub models have the commit that they are at, for a later resume."""
     tasks = [task.model_copy(update={"model": pinned(task.model)}) for task in config.tasks]
@@ -130,8 +143,8 @@ def pinned_config(config: Config) -> Config:
 def resolve(config: Config) -> Experiment:
     """Resolve a config; raise ValueError, of one line, if a run would be refused."""
     tasks = _all_tasks(config)
-    patterned = all(task.pattern != "unstructured" for task in tasks)
-    group = "row" if patterned else config.pruning.group  # an n:m pattern has its own
+    n_of_m = all(":" in task.pattern for task in tasks)
+    group = "row" if n_of_m else config.pruning.group  # an n:m pattern has its own
     seeds = tuple(read_seeds(config.search.seeds, group))
     of_tasks = [Subject(task.model, task.dtype, _texts(task)) for task in tasks]
     subjects = [subject for i, subject in enumerate(of_tasks) if subject not in of_tasks[:i]]
@@ -152,7 +165,7 @@ def resolve(config: Config) -> Experiment:
         import_module("tensorboard")  # or it would be missed only after the statistics
     search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
     breeder = Breeder(search, group, seeds)
-    names, used = breeder.terminals, [*seeds, *map(named_metric, BASELINES)]
+    names, used = breeder.terminals, [*seeds, *baselines_for(tasks).values()]
     if not set(names) <= TERMINALS.keys() or len(set(names)) < len(names) or "W" not in names:
         rule = f"must be of {', '.join(TERMINALS)}, each once and W among them"
         raise ValueError(f"search.terminals {rule}, got {', '.join(names)}")
@@ -229,8 +242,8 @@ def _check_tasks(tasks: Sequence[Task], stages: Sequence[int]) -> None:
         if stages and task.weight and stages[0] > (task.fitness.windows or MOST_TOKENS):
             rule = f"begin with at most the {task.fitness.windows} windows of fitness, or be []"
             raise ValueError(f"search.stages must {rule}; got {stages}")
-        if pattern := parse_pattern(task.pattern):
-            check_layers(skeleton(model, DTYPES[task.dtype]), Target(task.sparsity, pattern))
+        if group := pattern_group(task.pattern, None):
+            check_layers(skeleton(model, DTYPES[task.dtype]), Target(task.sparsity, group))
 
 
 def plan_of(config: Config) -> list[str]:

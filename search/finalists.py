@@ -88,7 +88,7 @@ def choose(
     finalists = [Finalist(str(record.index), record) for record in candidates]
     criteria = [finalist.record.criterion for finalist in finalists]
     more = [before] if before and before.record.criterion not in criteria else []
-    baselines = wanted_of("selection", experiment.tasks_of("selection"))
+    baselines = wanted_of(experiment, "selection")
     measured = judge.measured("finalists and baselines", [*finalists, *more], baselines)
     if not measured:
         console.print("no finalist can prune all models of the selection: the fittest is taken")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunevolve.pruning.masks import NOfM, Row, Target
+from prunevolve.pruning.masks import NOfM, Target
 from prunevolve.pruning.metric import Criterion, Metric, interned
 from prunevolve.pruning.ranking import DegenerateScores, check_extremes
 from prunevolve.pruning.statistics import TERMINALS, of_layer
@@ -118,20 +118,12 @@ class Fingerprints:
         key = (criterion.group, criterion.group == "model" and growth)
         digest = hashlib.sha256(str(key).encode())
         for probe, target_of in self.tasks:
-            mask = probe_mask(probe.score(metric), target_of(criterion.group)).numpy()
-            if mask.any() and not (mask != mask[:, :1]).any():
+            target = target_of(criterion.group)
+            mark = target.group.mark(probe.score(metric), probe.layers, target.sparsity).numpy()
+            if mark.any() and not (mark != mark[:, :1]).any():
                 raise DegenerateScores(f"'{metric.text}' prunes the same inputs in every row")
-            digest.update(np.packbits(mask).data)
+            digest.update((np.packbits(mark) if mark.dtype == bool else mark).data)
         return digest.hexdigest()[:16]
-
-
-def probe_mask(scores: Tensor, target: Target) -> Tensor:
-    """Return the mask of a probe's layers, (layers, rows, inputs), as their scores."""
-    group = target.group
-    if group.within_rows:  # of which layer a row is does not matter
-        return group.mask(scores.flatten(0, 1), target.sparsity).view_as(scores)
-    competing = scores.flatten()[None] if group.whole_model else scores.flatten(1)
-    return Row().mask(competing, target.sparsity).view_as(scores)
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

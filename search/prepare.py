@@ -3,7 +3,7 @@
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 
@@ -41,28 +41,33 @@ def prepare(
     """Get statistics, probes and scale from the folder or workers, and give them to all workers."""
     with step(console, "starting the first worker"):
         pool.start()
-    probes = []
-    for number, subject in enumerate(experiment.subjects):
-        what = f"statistics of {subject.model} on {subject.tokens['calibration'].numel()} tokens"
-        with step(console, what):
-            collect = partial(pool.tensors, "collect_statistics", number)
-            statistics = _kept(folder, f"statistics{number or ''}.safetensors", collect)
-        pool.use_statistics(number, statistics)
-        probe = partial(pool.tensors, "probe_tensors", number)
-        probes.append(Probe.from_tensors(_kept(folder, f"probe{number or ''}.safetensors", probe)))
-    wanted = wanted_of("fitness", experiment.tasks_of("fitness"))
+    models = ", ".join(subject.model for subject in experiment.subjects)
+    tokens = sum(subject.tokens["calibration"].numel() for subject in experiment.subjects)
+    with step(console, f"statistics of {models} on {tokens} tokens"):
+        for number, statistics in _kept(folder, experiment, pool, "statistics"):
+            pool.use_statistics(number, statistics)
+    probes = [Probe.from_tensors(x) for _, x in _kept(folder, experiment, pool, "probe")]
+    wanted = wanted_of(experiment, "fitness")
     scale = scale_of(experiment, "fitness", pool.losses("dense model and baselines", wanted))
     pool.use_scale(scale)
     return fingerprints(experiment, probes)
 
 
-def _kept(folder: RunFolder, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of a file in the folder; make them and write it if it is not there."""
-    tensors = folder.read_tensors(name)
-    if tensors is None:
-        tensors = make()
-        folder.write_tensors(name, tensors)
-    return tensors
+_MAKES = {"statistics": "collect_statistics", "probe": "probe_tensors"}  # methods of `Evaluator`
+
+
+def _kept(
+    folder: RunFolder, experiment: Experiment, pool: Pool, kind: str
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield each model's number and tensors of a kind, from files in the folder; workers make those
+    that are not there, side by side.
+    """
+    files = {n: f"{kind}{n or ''}.safetensors" for n in range(len(experiment.subjects))}
+    missing = [number for number, file in files.items() if not (folder.path / file).exists()]
+    for number, tensors in pool.tensors(_MAKES[kind], missing):
+        folder.write_tensors(files[number], tensors)
+    for number, file in files.items():
+        yield number, folder.read_tensors(file)
 
 
 def fingerprints(experiment: Experiment, probes: Sequence[Probe]) -> Fingerprints:

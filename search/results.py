@@ -40,7 +40,7 @@ def finish(recorder: Recorder) -> JsonObject:
     folder.write_hall_of_fame(choice.standings, state.hall_of_fame)
     every_task = range(len(experiment.tasks))
     wanted = [(task, "report", winner.record.criterion) for task in every_task]
-    losses = pool.losses("report", [*wanted_of("report", every_task), *wanted])
+    losses = pool.losses("report", [*wanted_of(experiment, "report", every_task), *wanted])
     tasks = [_measured(experiment, losses, task, winner.record) for task in every_task]
     records = folder.records()
     looks = _looks(before, len(records)) if before else []
@@ -104,7 +104,10 @@ def _measured(experiment: Experiment, measured: Measured, index: int, winner: Re
     `behind_best` is how far a baseline is behind the winner, window by window, in nats per token.
     What a winner lacks that cannot prune the model is null.
     """
-    dense, named = measured[index, "report", None] or [], baselines_on(index, "report", measured)
+    dense, named = (
+        measured[index, "report", None] or [],
+        baselines_on(experiment, index, "report", measured),
+    )
     best = measured[index, "report", winner.criterion]
     subject = experiment.subjects[experiment.subject_of[index]]
     task: JsonObject = {

@@ -145,11 +145,11 @@ class RunFolder:
         with _writing(path):
             write_tensors(path, {key: tensor.contiguous() for key, tensor in tensors.items()})
 
-    def read_tensors(self, name: str) -> dict[str, Tensor] | None:
-        """Return a safetensors file's tensors, None if there is none; FolderError if damaged."""
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """Return a safetensors file's tensors; FolderError if damaged."""
         path = self.path / name
         with _reading(path):
-            return load_file(path) if path.exists() else None
+            return load_file(path)
 
     def write_failure(self, name: str, trace: str) -> None:
         """Save the traceback of a failure as `failures/NAME.txt`."""

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import NamedTuple, TypeAlias
 
-from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.parse import named_metric
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.records import Losses, Wanted
 
@@ -132,10 +130,12 @@ class Scale:
 # How the dense model and the baselines are measured, on any of the texts
 
 
-def wanted_of(role: str, tasks: Sequence[int]) -> list[Wanted]:
-    """Return what a scale is made of: the dense model and the baselines on a text of some tasks."""
-    criteria = [None, *map(named_metric, BASELINES)]
-    return [(task, role, criterion) for task in tasks for criterion in criteria]
+def wanted_of(experiment: Experiment, role: str, tasks: Sequence[int] = ()) -> list[Wanted]:
+    """Return what a scale is made of: the dense model and the baselines on a text of some tasks, by
+    default all that count.
+    """
+    criteria = [None, *experiment.baselines.values()]
+    return [(x, role, y) for x in tasks or experiment.tasks_of(role) for y in criteria]
 
 
 def losses_by_task(
@@ -150,10 +150,12 @@ def losses_by_task(
     return losses if all(losses[task] for task in tasks or experiment.tasks_of(role)) else None
 
 
-def baselines_on(task: int, role: str, measured: Measured) -> dict[str, list[float]]:
+def baselines_on(
+    experiment: Experiment, task: int, role: str, measured: Measured
+) -> dict[str, list[float]]:
     """Return the losses on a task's text under each baseline that can prune it."""
-    by_name = ((name, measured[task, role, named_metric(name)]) for name in BASELINES)
-    return {name: losses for name, losses in by_name if losses}
+    by_name = {name: measured[task, role, x] for name, x in experiment.baselines.items()}
+    return {name: losses for name, losses in by_name.items() if losses}
 
 
 def scale_of(experiment: Experiment, role: str, measured: Measured) -> Scale:
@@ -163,8 +165,8 @@ def scale_of(experiment: Experiment, role: str, measured: Measured) -> Scale:
     scale = Scale(cells, {})
     fitness = {
         name: scale.fitness(losses)
-        for name in BASELINES
-        if (losses := losses_by_task(experiment, role, named_metric(name), measured))
+        for name, criterion in experiment.baselines.items()
+        if (losses := losses_by_task(experiment, role, criterion, measured))
     }
     return Scale(cells, fitness)
 
@@ -175,7 +177,7 @@ def cells_of(experiment: Experiment, task: int, role: str, measured: Measured) -
     weights = [experiment.tasks[other].weight or 1 for other in experiment.tasks_of(role)]
     share = (experiment.tasks[task].weight or 1) / sum(weights)
     kinds = experiment.kinds_of(task, role)
-    dense, baselines = measured[task, role, None], baselines_on(task, role, measured)
+    dense, baselines = measured[task, role, None], baselines_on(experiment, task, role, measured)
     assert dense is not None
     if not baselines:
         raise ValueError(f"no baseline can prune task {task}: there is nothing to compare with")

@@ -8,7 +8,7 @@ exponent; those that stand at 0 have one, too.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -131,12 +131,10 @@ class Slope:
         factors, threshold = self._metric(exponents)
         sums = torch.zeros(2, len(self._terms) + 1, dtype=torch.float64)
         with ExitStack() as stack:
-            for layer, weight in ground.master.items():
+            for layer, weight, take in self._masked(factors, threshold, sums):
                 live = model.get_parameter(f"{layer}.weight")
-                scores = self._scores(layer, factors)
-                live.data = zeroed(weight, self._mask(scores, threshold))
+                live.data = weight
                 stack.callback(live.requires_grad_(True).requires_grad_, False)
-                take = partial(self._take, layer, factors, threshold, sums)
                 stack.callback(live.register_post_accumulate_grad_hook(take).remove)
             if ground.low_memory:
                 stack.enter_context(_checkpointed(model))
@@ -158,18 +156,11 @@ class Slope:
     def covariance(self, exponents: Tensor) -> Tensor:
         """Return the covariance of the bases' logarithms near the threshold, (bases, bases)."""
         group = self.ground.target.group
-        factors, threshold = self._metric(exponents)
         count, size = torch.zeros((), dtype=torch.float64), len(self._multiples)
         total, squares = torch.zeros(size).double(), torch.zeros(size, size).double()
-        for layer in self.ground.master:
-            rows = self._sampled()
-            logs = self._logs.matrices(layer, rows) | self._logs.vectors(layer, rows)
-            scores = _sum(logs, factors)
-            near = self._near(scores, threshold)
-            each = [group.rows(logs[term].expand_as(scores)) for term in self._terms]
-            values = torch.stack(each, -1)  # (groups, members, terms)
+        for near, values in self._near_values(*self._metric(exponents)):
             if not group.whole_model:
-                values = values - _mean(values, near[..., None])
+                values = values - mean_of(values, near[..., None])
             inside = near > 0
             bases = values[inside].double().cpu() @ self._multiples.T
             shares = near[inside].double().cpu()[:, None]
@@ -190,6 +181,27 @@ class Slope:
         scores = torch.cat(sample)
         last = max(1, int(target.sparsity * len(scores)))
         return factors, scores.kthvalue(last).values.item()
+
+    def _masked(
+        self, factors: Mapping[Metric, float], threshold: float, sums: Tensor
+    ) -> Iterator[tuple[str, Tensor, Callable[[Tensor], None]]]:
+        """Yield layers, their masked weights, and what takes the live weight with its gradient."""
+        for layer, weight in self.ground.master.items():
+            masked = zeroed(weight, self._mask(self._scores(layer, factors), threshold))
+            yield layer, masked, partial(self._take, layer, factors, threshold, sums)
+
+    def _near_values(
+        self, factors: Mapping[Metric, float], threshold: float
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield how near weights are to their group's threshold, (groups, members), and their
+        logarithms, (groups, members, terms), of some rows of each layer.
+        """
+        group, rows = self.ground.target.group, self._sampled()
+        for layer in self.ground.master:
+            logs = self._logs.matrices(layer, rows) | self._logs.vectors(layer, rows)
+            scores = sum_of(logs, factors)
+            each = [group.rows(logs[term].expand_as(scores)) for term in self._terms]
+            yield self._near(scores, threshold), torch.stack(each, -1)
 
     def _take(
         self,
@@ -213,11 +225,11 @@ class Slope:
             sums += self._by_term(vectors, [term for term, _ in plain], *found)
             return
         matrices = self._logs.matrices(layer)
-        scores = _sum(matrices | vectors, factors)
+        scores = sum_of(matrices | vectors, factors)
         near = self._near(scores, threshold)
         pulled = near * group.rows(worth)
         if not group.whole_model:
-            pulled -= near * _mean(group.rows(worth), near)
+            pulled -= near * mean_of(group.rows(worth), near)
         both = torch.stack([pulled.reshape(worth.shape), near.reshape(worth.shape)])
         products = torch.stack([(both * x).sum((1, 2)) for x in matrices.values()], 1)
         sides = both.sum(2, keepdim=True), both.sum(1, keepdim=True)
@@ -247,7 +259,7 @@ class Slope:
         logs, vectors = self._logs, self._logs.vectors(layer, rows)
         if plain := logs.plain(layer, rows):
             return log_scores(_with(factors, plain), *_sides(vectors, factors, plain[0][1]))
-        return _sum(logs.matrices(layer, rows) | vectors, factors)
+        return sum_of(logs.matrices(layer, rows) | vectors, factors)
 
     def _sampled(self) -> slice:
         """Return which rows of each layer stand for all: one in so many, the same for all."""
@@ -267,14 +279,21 @@ class Slope:
         """
         group, rows = self.ground.target.group, self.ground.target.group.rows(scores)
         if group.whole_model:
-            middle: Tensor | float = threshold
-        else:
-            mask = group.rows(self._mask(scores, threshold))
-            last = rows.masked_fill(~mask, -math.inf).amax(1, keepdim=True)
-            first = rows.masked_fill(mask, math.inf).amin(1, keepdim=True)
-            middle = (last + first) / 2
-        rows = rows.sub_(middle).div_(BAND)
-        return torch.addcmul(rows.new_ones(()), rows, rows, value=-1).clamp_(min=0)
+            return nearness(rows, threshold)
+        return nearness(rows, middles(rows, group.rows(self._mask(scores, threshold))))
+
+
+def middles(rows: Tensor, mask: Tensor) -> Tensor:
+    """Return what is between the last that goes and the first that stays of each row, (rows, 1)."""
+    last = rows.masked_fill(~mask, -math.inf).amax(1, keepdim=True)
+    first = rows.masked_fill(mask, math.inf).amin(1, keepdim=True)
+    return (last + first) / 2
+
+
+def nearness(rows: Tensor, middle: Tensor | float) -> Tensor:
+    """Return how near log scores are to a threshold, 0 to 1; they are overwritten."""
+    rows = rows.sub_(middle).div_(BAND)
+    return torch.addcmul(rows.new_ones(()), rows, rows, value=-1).clamp_(min=0)
 
 
 def all_terms(parts: Iterable[Exponents]) -> tuple[Metric, ...]:
@@ -302,7 +321,7 @@ def _sides(
     return by_row, by_column
 
 
-def _sum(logs: Mapping[Metric, Tensor], factors: Mapping[Metric, float]) -> Tensor:
+def sum_of(logs: Mapping[Metric, Tensor], factors: Mapping[Metric, float]) -> Tensor:
     """Return the sum of logarithms times factors, (out, in), fp32."""
     by_shape: dict[torch.Size, Tensor] = {}  # so that a matrix is added to once for each side
     for term, x in logs.items():
@@ -322,7 +341,7 @@ def _log(term: Metric, values: dict[Metric, Tensor], device: torch.device) -> Te
     return term.evaluate(values, device).clamp(min=TINY).log_()
 
 
-def _mean(values: Tensor, near: Tensor) -> Tensor:
+def mean_of(values: Tensor, near: Tensor) -> Tensor:
     """Return means over the members of each group, weighted by how near they are."""
     return (near * values).sum(1, keepdim=True) / near.sum(1, keepdim=True).clamp(min=TINY)
 

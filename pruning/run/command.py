@@ -14,7 +14,7 @@ from prunevolve.command_line import PRUNE
 from prunevolve.evaluation import zero_shot
 from prunevolve.evaluation.perplexity import measured, not_finite, window_losses
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
-from prunevolve.pruning.checkpoint import DiskOffload, Offload
+from prunevolve.pruning.checkpoint import Checkpoint, DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.models import hub_id, linear_layers, load_model
 from prunevolve.pruning.parse import SCHEMA
@@ -86,6 +86,7 @@ def apply(job: Job) -> JsonObject:
             inspector = _carry_out(job, windows, tasks, store, statistics, work, progress)
             recipe |= {"shares": work.run.shares} if work.run.shares else {}
             report = _report(work.run, evaluation, model.dtype, warnings)
+            report |= result.sizes(checkpoint, Checkpoint(work.result))
             result.save_report(work.result, recipe, report, inspector)
         report = result.publish(job.out)
     _warn([line for line in report["warnings"] if line not in warnings])

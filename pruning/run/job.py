@@ -13,7 +13,16 @@ from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.masks import NOfM, resolve_target
 from prunevolve.pruning.memory import Plan, plan_pruning
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.models import EMBEDDED, UnloadedModel, hub_id, resolve_model
+from prunevolve.pruning.models import (
+    DTYPES,
+    EMBEDDED,
+    UnloadedModel,
+    hub_id,
+    narrowed_config,
+    resolve_model,
+    shapes_of,
+    skeleton,
+)
 from prunevolve.pruning.parse import resolve_metric
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.progress import on_stderr
@@ -94,6 +103,12 @@ def make_job(request: Request, resume: bool) -> Job:
     with on_stderr().status("reading the list of zero-shot tasks"):
         check_tasks(request.tasks)
     lines = plan.lines()
+    target, shapes = procedure.target, shapes_of(model.shapes)
+    if width := target.group.width(shapes, target.sparsity):
+        narrow = skeleton(narrowed_config(model.config, width[1]), DTYPES[model.dtype])
+        gone = 1 - narrow.num_parameters() / model.shapes.num_parameters()
+        stay = f"{width[1]} of {width[0]} neurons of each MLP stay, attention as it is"
+        lines.append(f"plan: {stay}; {gone:.1%} of all parameters go")
     if found_on:
         lines.append(f"plan: the metric was found on {found_on}")
     if model.why_dtype:
@@ -117,6 +132,9 @@ def resolve(request: Measurement, gradients: bool = False) -> UnloadedModel:
 def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) -> Procedure:
     """Return how a method prunes by a metric; SparseGPT may make its own masks as it goes."""
     target = resolve_target(method.pattern, method.sparsity, method.group, criterion.group)
+    if own_masks and target.pattern_text == "neurons":
+        rule = "unstructured or n:m with metric sparsegpt, which chooses single weights"
+        raise ValueError(f"pattern must be {rule}: give another metric, and update sparsegpt")
     if own_masks and target.group_name not in (None, "layer"):
         raise ValueError(
             "group must be left out with metric sparsegpt, which compares weights within "

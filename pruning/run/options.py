@@ -44,9 +44,9 @@ class Method(Options):
     """What is removed, and what becomes of the rest: also arguments of `prunevolve.prune`."""
 
     sparsity: float | None = Field(None, ge=0, lt=1)
-    """Fraction to remove; default 0.5."""
+    """Fraction to remove; default 0.5, of neurons 0.2."""
     pattern: str = "unstructured"
-    """unstructured, or n:m such as 2:4."""
+    """unstructured, n:m such as 2:4, or neurons."""
     group: str | None = None
     """row, layer or model; default the metric's."""
     propagation: Literal["one-shot", "sequential"] = "one-shot"
@@ -191,7 +191,7 @@ def _read_yaml(path: Path, source: str, pattern: str | None) -> JsonObject:
     n_of_m = content.pop("n_of_m", {})
     if not isinstance(n_of_m, dict):
         raise ValueError(f"{source}: n_of_m must hold options, got {n_of_m!r:.40}")
-    is_n_of_m = (pattern or content.get("pattern", "unstructured")) != "unstructured"
+    is_n_of_m = ":" in str(pattern or content.get("pattern"))
     return content | (n_of_m if is_n_of_m else {})
 
 

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from prunevolve.command_line import PRUNE, FolderError
 from prunevolve.evaluation import perplexity, zero_shot
-from prunevolve.pruning.checkpoint import DiskOffload, Offload, files_beside
+from prunevolve.pruning.checkpoint import Checkpoint, DiskOffload, Offload, files_beside
 from prunevolve.pruning.json_file import JsonObject, finite, read_object, write_json
 from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import hub_id
+from prunevolve.pruning.models import hub_id, shapes_of, width_key
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, first_difference
 from prunevolve.pruning.statistics import TERMINALS
@@ -168,13 +168,19 @@ def save_model(store: FolderStore, inspector: Inspector, on_progress: Progress =
 
     Those that the inspector did not look at yet are read back. Configs and tokenizer are copied.
     """
-    folder = store.shard(None).parent
+    folder, target = store.shard(None).parent, inspector.target
     store.write_outside()
+    width = target.group.width(shapes_of(store.model), target.sparsity)
     for path in files_beside(store.checkpoint.path):
         shutil.copyfile(path, folder / path.name)
         if path.name in ("config.json", "tokenizer_config.json"):
             content = read_object(path)
-            if content.pop("auto_map", None):  # it names code, which is not in the folder
+            # It names code, which is not in the folder.
+            changed = content.pop("auto_map", None) is not None
+            if width and path.name == "config.json":
+                content.get("text_config", content)[width_key(inspector.config)] = width[1]
+                changed = True
+            if changed:
                 write_json(folder / path.name, content)
     inspector.look_at_all(folder, "save", on_progress)
     inspector.check_promise()
@@ -210,10 +216,9 @@ CARD = """---
 {header}
 ---
 
-# {base}, pruned: {pattern}, {sparsity:.1%} zeros
+# {base}, pruned: {pattern}, {sparsity:.1%} {removed}
 
-In every linear layer of the decoder blocks the weights with the lowest score are zero. The license
-of the base model applies.
+{what} The license of the base model applies.
 
 - Score: `{metric}`{formula}, compared within: {group}
 - Allocation over layers: {allocation}; update: {update}
@@ -223,14 +228,24 @@ of the base model applies.
 {measured}
 ```
 {warnings}
-Zeros take the same space on disk and the same time to multiply; only a 2:4 pattern can be faster,
-and it needs a kernel for it. `pruning_report.json` says what is in each layer, and
-`pruning_recipe.json` how to do it again, where the same model and texts are:
+{gain} `pruning_report.json` says what is in each layer, and `pruning_recipe.json` how to do it
+again, where the same model and texts are:
 
 ```
 {prune} --recipe pruning_recipe.json --out DIR
 ```
 """
+_ZEROS = {
+    "removed": "zeros",
+    "what": "In every linear layer of the decoder blocks the weights with the lowest score are 0.",
+    "gain": "Zeros take the same space on disk and the same time to multiply; only a 2:4 pattern\n"
+    "can be faster, and it needs a kernel for it.",
+}
+_NARROWER = {
+    "removed": "of each MLP",
+    "what": "In every MLP the neurons with the lowest score, the sum of their weights', are gone.",
+    "gain": "The model is that much smaller and faster, with any tool that reads its config.",
+}
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!])")  # what Markdown may take for more than text
 
 
@@ -256,12 +271,27 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
         "measured": "\n".join(measured_lines(report)),
         "warnings": "".join(f"\nWarning: {line}.\n" for line in report["warnings"]),
     }
-    return CARD.format_map(recipe | values)
+    return CARD.format_map(recipe | (_NARROWER if "size" in report else _ZEROS) | values)
 
 
 def measured_lines(measured: JsonObject) -> list[str]:
-    """Return what a report says of perplexity and zero-shot tasks as text."""
-    return perplexity.lines(measured) + zero_shot.lines(measured)
+    """Return what a report says of perplexity, zero-shot tasks and size as text."""
+    lines = perplexity.lines(measured) + zero_shot.lines(measured)
+    for kind, size in measured.get("size", {}).items():
+        less = 1 - size["pruned"] / size["dense"]
+        lines.append(f"{kind} {size['dense']:,} to {size['pruned']:,}, {less:.1%} less")
+    return lines
+
+
+def sizes(dense: Checkpoint, pruned: Checkpoint) -> JsonObject:
+    """Return what a report says of parameters and bytes of the weights if they are fewer."""
+    tensors = {"dense": map(dense.read, dense.entries), "pruned": map(pruned.read, pruned.entries)}
+    counts = {name: [(x.numel(), x.nbytes) for x in each] for name, each in tensors.items()}
+    totals = {name: [*map(sum, zip(*each, strict=True))] for name, each in counts.items()}
+    if totals["dense"] == totals["pruned"]:
+        return {}
+    kinds = enumerate(("parameters", "bytes of weights"))
+    return {"size": {kind: {x: totals[x][i] for x in totals} for i, kind in kinds}}
 
 
 def kept_statistics(path: Path, identity: JsonObject, store: Store) -> Offload:

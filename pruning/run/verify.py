@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 from prunevolve.command_line import FolderError
 from prunevolve.pruning.checkpoint import Checkpoint, is_finite, published_names
 from prunevolve.pruning.json_file import JsonObject, read_object
-from prunevolve.pruning.masks import Target, group_of, parse_pattern
+from prunevolve.pruning.masks import Target, group_of, pattern_group
 from prunevolve.pruning.models import load_config
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import count
@@ -134,7 +134,8 @@ def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject
             raise FolderError(f"{str(folder)!r} has no {name}: no finished pruned model")
     try:
         recipe, report = read_object(folder / RECIPE), read_object(folder / REPORT)
-        group = parse_pattern(recipe["pattern"]) or group_of(recipe["group"])
+        name = recipe["group"]
+        group = pattern_group(recipe["pattern"], name) or group_of(name)
         promised = [LayerCount(**layer) for layer in report["layers"]]
         names = [layer.name for layer in promised]
         target, shares = Target(recipe["sparsity"], group), recipe.get("shares", {})

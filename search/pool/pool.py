@@ -10,7 +10,7 @@ candidates in a row come to their last try, the pool itself is broken and no can
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -131,17 +131,24 @@ class Pool:
                 self._turn(_STEP_SECONDS)
             show(stage, *far)
 
-    def tensors(self, method: str, subject: int) -> dict[str, Tensor]:
-        """Return what a method of `Evaluator` makes of a model; raises as `losses` does.
+    def tensors(
+        self, method: str, subjects: Sequence[int]
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Yield what a method of `Evaluator` makes of models, each once it is there; raises as
+        `losses` does.
 
         It is `collect_statistics`, or `probe_tensors` once these are used.
         """
-        cost = _BACKWARD * self._cost(subject, "calibration")
-        job = Job(method, (subject,), cost, next(self._numbers))
-        self._insert(job)
-        while job.result is None:
-            self._turn(_STEP_SECONDS)
-        return cast("dict[str, Tensor]", job.result)
+        jobs = {}
+        for subject in subjects:
+            cost = _BACKWARD * self._cost(subject, "calibration")
+            jobs[subject] = Job(method, (subject,), cost, next(self._numbers))
+            self._insert(jobs[subject])
+        while jobs:
+            for subject in [x for x, job in jobs.items() if job.result is not None]:
+                yield subject, cast("dict[str, Tensor]", jobs.pop(subject).result)
+            if jobs:
+                self._turn(_STEP_SECONDS)
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Let all workers use a model's statistics from now on."""

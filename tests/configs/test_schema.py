@@ -10,10 +10,10 @@ from refusals import refusal
 
 from prunevolve.configs import schema
 from prunevolve.configs.files import FOLDER
-from prunevolve.pruning.masks import GROUPS
+from prunevolve.pruning.masks import WEIGHTS
 
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
-PATTERN = "pattern must be unstructured or n:m with 0 < n < m"
+PATTERN = "pattern must be unstructured, neurons or n:m with 0 < n < m"
 LENGTHS = "corpus, split and share must have equal lengths"
 UNKNOWN = "is an unknown key; configs/schema.json lists the known ones"
 
@@ -37,7 +37,7 @@ def test_load_of_the_paper_is_the_algorithm_that_it_states():
 
 
 def test_names_in_the_schema_are_those_of_the_code():
-    assert get_args(schema.GroupName) == tuple(GROUPS)
+    assert get_args(schema.GroupName) == tuple(WEIGHTS)
 
 
 FITNESS = {"corpus": "ptb", "split": "validation", "windows": 4, "length": 64}

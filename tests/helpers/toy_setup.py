@@ -51,7 +51,7 @@ def made_of(experiment: Experiment) -> Evaluator:
     evaluator = Evaluator(experiment)
     for subject, resident in enumerate(evaluator.residents):
         resident.use_statistics(evaluator.collect_statistics(subject))
-    wanted = wanted_of("fitness", experiment.tasks_of("fitness"))
+    wanted = wanted_of(experiment, "fitness")
     evaluator.scale = scale_of(experiment, "fitness", {x: evaluator.losses(*x) for x in wanted})
     return evaluator
 
@@ -62,9 +62,10 @@ def quiet_pool(backend: Backend, experiment: Experiment, **more: Any) -> Pool:
 
 def brief(pool: Pool, experiment: Experiment) -> None:
     """Collect statistics, measure the scale, and give both to all workers."""
-    for subject in range(len(experiment.subjects)):
-        pool.use_statistics(subject, pool.tensors("collect_statistics", subject))
-    known = pool.losses("scale", wanted_of("fitness", experiment.tasks_of("fitness")))
+    every = range(len(experiment.subjects))
+    for subject, statistics in list(pool.tensors("collect_statistics", every)):
+        pool.use_statistics(subject, statistics)
+    known = pool.losses("scale", wanted_of(experiment, "fitness"))
     pool.use_scale(scale_of(experiment, "fitness", known))
 
 

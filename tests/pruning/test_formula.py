@@ -107,6 +107,10 @@ FORMULAS = {
     "movement": lambda W, G, X, V, B, H, M: W * M,
     "sparsegpt-score": lambda W, G, X, V, B, H, M: W**2 / H,
     "wifv": lambda W, G, X, V, B, H, M: V * W**2,
+    "wanda-sp": lambda W, G, X, V, B, H, M: (W * X**0.5) ** 2,
+    "flap": lambda W, G, X, V, B, H, M: V * W**2,
+    "taylor": lambda W, G, X, V, B, H, M: W * M,
+    "fisher": lambda W, G, X, V, B, H, M: (W * G) ** 2,
     "directed-snip-wanda": lambda W, G, X, V, B, H, M: (
         (W * G)
         * (W / (W.mean(1, keepdim=True) + W.mean(0)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from refusals import refusal
 
 from prunevolve.pruning import ranking
-from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target, parse_pattern
+from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target, pattern_group
 
 EXAMPLES = settings(deadline=None, max_examples=50)
 FAR = far_device()
@@ -164,7 +164,6 @@ def test_sparsity_outside_its_range_is_refused(sparsity):
 
 
 @pytest.mark.parametrize("text", ["", "2:", "4:4", "0:4", "2:4:8", "2:2048"])
-def test_parse_pattern_refuses(text):
-    assert refusal(parse_pattern, text) == (
-        f"pattern must be unstructured or n:m with 0 < n < m <= 1024, got {text!r}"
-    )
+def test_text_that_is_no_pattern_is_refused(text):
+    rule = "unstructured, neurons, or n:m with 0 < n < m <= 1024"
+    assert refusal(pattern_group, text, None) == f"pattern must be {rule}, got {text!r}"

@@ -176,7 +176,7 @@ def test_criterion_reads_metric_and_group_and_refuses_what_cannot_rank():
     criterion = Criterion.parse(TEXT, "layer")
     assert (criterion.metric, criterion.group) == (Metric.parse(TEXT), "layer")
     assert (criterion.text, str(criterion)) == (TEXT, f"layer:{TEXT}")
-    unknown = "group must be one of row, layer, model, got '2:4'"
+    unknown = "group must be one of row, layer, model, outputs, got '2:4'"
     assert refusal(Criterion.parse, "W", "2:4") == unknown
     assert refusal(Criterion.parse, "X", "row").startswith("metric 'X' gives all rows the same")
 

@@ -88,7 +88,7 @@ def test_resolve_metric_says_what_a_folder_lacks(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"group": ["row"]}, "group must be one of row, layer, model, got ['row']"),
+        ({"group": ["row"]}, "group must be one of row, layer, model, outputs, got ['row']"),
         ({"schema": 2}, "schema must be 1, it is from another version"),
         ({"metric": 5, "tree": None}, "it has neither a string 'metric' nor a tree's 'data'"),
         ({"metric": "mul(W, X)"}, "'metric' and 'tree' differ"),

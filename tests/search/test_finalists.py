@@ -63,6 +63,7 @@ def judged(monkeypatch):
             tasks=places,
             tasks_of=lambda role: places,
             breeder=SimpleNamespace(descends=descends),
+            baselines={},
         )
 
         def shorter(stage, records):

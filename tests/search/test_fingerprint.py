@@ -6,13 +6,12 @@ import pytest
 import torch
 from refusals import refusal
 
-from prunevolve.pruning.masks import GROUPS, NOfM, Row, Target, group_of
+from prunevolve.pruning.masks import WEIGHTS, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.fingerprint import (
     Fingerprints,
     Probe,
-    probe_mask,
     take_probe,
     tensors_digest,
 )
@@ -68,7 +67,7 @@ def test_fingerprint_differs_where_the_mask_or_the_target_does():
     texts = ("W", "neg(W)", "G", "mul(W, G)", "add(W, G)", "mul(W, sqrt(X))", "sub(W, G)")
     assert len({mark(text) for text in texts}) == len(texts)
     targets = [
-        *(Target(0.5, group_of(group)) for group in GROUPS),
+        *(Target(0.5, group_of(group)) for group in WEIGHTS),
         *(Target(0.25, Row()), TWO_OF_FOUR, Target(0.5, NOfM(4, 8))),
     ]
     assert len({mark("W", target) for target in targets}) == len(targets)
@@ -178,11 +177,11 @@ def test_take_probe_takes_evenly_spaced_inputs_and_whole_groups_of_a_pattern(tar
     assert torch.equal(tensors["X/layers.0.up"], tensors["W/layers.0.up"][:1])
 
 
-@pytest.mark.parametrize("group", [*map(group_of, GROUPS), NOfM(2, 4)])
+@pytest.mark.parametrize("group", [*map(group_of, WEIGHTS), NOfM(2, 4)])
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.73])
-def test_probe_mask_is_that_of_the_layers(group, sparsity):
+def test_mark_of_a_probe_is_the_mask_of_its_layers(group, sparsity):
     scores = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
     layers = {str(place): layer for place, layer in enumerate(scores)}
     masks = group.select(layers.__getitem__, dict.fromkeys(layers, sparsity))
     expected = torch.stack([mask for _, mask in masks])
-    assert torch.equal(probe_mask(scores, Target(sparsity, group)), expected)
+    assert torch.equal(group.mark(scores, list(layers), sparsity), expected)

@@ -141,7 +141,7 @@ def test_record_does_not_tell_how_its_candidate_came_to_its_outcome():
         ("fitness", None, "None of a candidate that is evaluated"),
         ("parents", [2, 7], "of candidate 7 must be older"),
         ("metric", "mul(W, colsum(X))", ""),
-        ("group", "2:4", "must be one of row, layer, model"),
+        ("group", "2:4", "must be one of row, layer, model, outputs"),
         ("origin", "tuning", "Input should be"),
         ("speed", 1, "Extra inputs are not permitted"),
     ],

@@ -124,13 +124,15 @@ def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
         [1 / 4 * 3 / 4, 1 / 4 / 4, 3 / 4 * 3 / 4, 3 / 4 / 4]
     )
     assert {cell.model for cell in measured.cells} == {"embedded"}
-    known = {one: evaluator.losses(*one) for one in wanted_of("fitness", [1])}
-    named = baselines_on(1, "fitness", known)
+    known = {one: evaluator.losses(*one) for one in wanted_of(evaluator.experiment, "fitness", [1])}
+    named = baselines_on(evaluator.experiment, 1, "fitness", known)
     assert list(named) == list(BASELINES)
     assert named["wanda"] == evaluator.losses(1, "fitness", WANDA)
     assert named["snip"] == evaluator.losses(1, "fitness", SNIP)
     known[1, "fitness", WANDA] = None  # it cannot prune
-    assert baselines_on(1, "fitness", known) == {k: v for k, v in named.items() if k != "wanda"}
+    assert baselines_on(evaluator.experiment, 1, "fitness", known) == {
+        k: v for k, v in named.items() if k != "wanda"
+    }
     known |= {(1, "fitness", named_metric(name)): None for name in BASELINES}
     with pytest.raises(ValueError, match=r"^no baseline can prune task 1: "):
         cells_of(evaluator.experiment, 1, "fitness", known)

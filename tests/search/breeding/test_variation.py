@@ -8,7 +8,7 @@ from toy_records import record_of
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.baselines import NAMED
-from prunevolve.pruning.masks import GROUPS
+from prunevolve.pruning.masks import WEIGHTS
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.breeding.factors import Products
 from prunevolve.search.breeding.trees import Trees
@@ -114,7 +114,7 @@ def texts(entries, group="row"):
     return [criterion.text for criterion in criteria]
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", WEIGHTS)
 def test_seeds_are_names_or_texts_under_the_group_that_is_searched(group):
     for name, baseline in NAMED.items():
         assert texts([name], group) == [baseline.text]

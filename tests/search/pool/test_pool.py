@@ -369,8 +369,9 @@ def test_calls_of_the_run_are_done_again_after_a_fault(backend, fault):
     wanted = [(0, role, None) for role in ("report", "selection")]
     expected = {one: ("losses", *one) for one in wanted}
     assert pool.losses("losses", [*wanted, *wanted]) == expected == kept
-    assert pool.tensors("collect_statistics", 0) == ("collect_statistics", 0)
-    assert pool.tensors("probe_tensors", 0) == ("probe_tensors", 0)
+    assert list(pool.tensors("collect_statistics", [0])) == [(0, ("collect_statistics", 0))]
+    assert list(pool.tensors("probe_tensors", [0])) == [(0, ("probe_tensors", 0))]
+    assert list(pool.tensors("probe_tensors", [])) == []
 
 
 @pytest.mark.parametrize(
@@ -384,7 +385,7 @@ def test_call_of_the_run_that_cannot_be_done_is_one_line(backend, fault, error, 
     backend.does = lambda worker, job: fault
     pool = ready_pool(backend)
     with pytest.raises(error, match=f"^a worker failed in probe_tensors: {line}$") as raised:
-        pool.tensors("probe_tensors", 0)
+        next(pool.tensors("probe_tensors", [0]))
     assert getattr(raised.value, "trace", "t") == "t"
 
 

@@ -119,8 +119,8 @@ def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
     assert [known[one] for one in wanted] == [here.losses(*one) for one in wanted]
     masters = [resident.master for resident in here.residents]
     assert pool.workers.loaded.digests == tuple(map(tensors_digest, masters))
-    probe, expected = pool.tensors("probe_tensors", 1), here.probe_tensors(1)
-    assert_same_tensors(probe, expected)
+    ((_, probe),) = pool.tensors("probe_tensors", [1])
+    assert_same_tensors(probe, here.probe_tensors(1))
 
 
 def test_wrong_value_in_a_request_is_one_line(pool):
