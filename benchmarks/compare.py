@@ -1,6 +1,7 @@
 """Metrics, alone and with methods around them, on models, texts and sparsities.
 
-A cell is a model, a kind of text and a target: a sparsity in each metric's own group, or 2:4. Real
+A cell is a model, a kind of text and a target: a sparsity in each metric's own group, 2:4, or a
+share of the neurons, where the reference is the published scores of neurons. Real
 models are calibrated on WikiText-2 and Python's documentation and tested on both; the embedded
 model (fp32) is on its own text, of which it takes 32 calibration windows of 256 tokens at most. A
 relative loss increase is that of log perplexity over dense, divided by the least that a reference
@@ -29,7 +30,7 @@ from tables import ROOT, conditions, show, write_json
 from prunevolve import Criterion, collect_statistics, load_model, load_tokenizer, prune, read_metric
 from prunevolve.evaluation.perplexity import perplexity, window_losses
 from prunevolve.evaluation.windows import Text, cut_all, share_windows
-from prunevolve.pruning.baselines import NAMED, SPARSEGPT
+from prunevolve.pruning.baselines import BASELINES, NAMED, NEURON_BASELINES, SPARSEGPT
 from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.models import EMBEDDED
 from prunevolve.pruning.ranking import DegenerateScores
@@ -45,6 +46,8 @@ VARIANTS: Mapping[str, MethodArguments] = {
 """What is done beside masking, as arguments of `prune`."""
 
 TARGETS = ("50%", "60%", "70%", "2:4")
+
+OURS = tuple(name for name, row in NAMED.items() if row.source == "this project, 2026")
 
 
 class Result(TypedDict):
@@ -83,7 +86,9 @@ def main(
     reference: Annotated[
         list[str] | None, typer.Option(help="As --metric; none: the published ones.")
     ] = None,
-    target: Annotated[list[str], typer.Option(help="Such as 50% or 2:4; repeatable.")] = [*TARGETS],  # noqa: B006
+    target: Annotated[
+        list[str], typer.Option(help="Such as 50%, 2:4 or neurons 20%; repeatable.")
+    ] = [*TARGETS],  # noqa: B006
     samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
     seqlen: Annotated[int, typer.Option(help="Tokens of every window.")] = 512,
     windows: Annotated[int, typer.Option(help="Test windows of each kind of text.")] = 8,
@@ -95,9 +100,11 @@ def main(
 ) -> None:
     """Print a table of perplexities for each model, and one of relative loss increases."""
     out.mkdir(parents=True, exist_ok=True)
-    published = [name for name, row in NAMED.items() if row.source != "this project, 2026"]
-    references = _methods(reference or published, ["plain"])
-    methods = references | _methods(metric or NAMED, variant)
+    of_neurons = any(goal.startswith("neurons") for goal in target)
+    published = [x for x in NAMED if x not in OURS and x not in {*NEURON_BASELINES} - {*BASELINES}]
+    default = NEURON_BASELINES if of_neurons else published
+    references = _methods(reference or default, ["plain"])
+    methods = references | _methods(metric or [*default, *OURS], variant)
     validation, test = _wikitext2()
     if without:
         validation = str(_filtered(Path(validation), without, out / "validation.txt"))
@@ -206,7 +213,7 @@ class Loaded:
     def __init__(self, setting: Setting) -> None:
         tokenizer = load_tokenizer(setting.model)
         self._model = load_model(setting.model, setting.dtype)
-        self._dense = {name: x.clone() for name, x in self._model.state_dict().items()}
+        self._dense = {x: x.data for x in self._model.parameters()}  # pruning writes to none
         self._tests = {kind: text.cut(tokenizer).tokens for kind, text in setting.tests.items()}
         self._windows = cut_all(setting.calibration, tokenizer).tokens
         self._statistics = collect_statistics(self._model, frozenset(TERMINALS), self._windows)
@@ -223,7 +230,9 @@ class Loaded:
     def pruned(self, method: Method, target: str) -> Result:
         """Prune, measure and restore the weights; infinite perplexities if there is no mask."""
         options: MethodArguments = {**VARIANTS[method.variant]}
-        options |= {"pattern": target} if ":" in target else {"sparsity": float(target[:-1]) / 100}
+        pattern, _, share = target.rpartition(" ")
+        options |= {"pattern": pattern} if pattern else {}
+        options |= {"pattern": share} if ":" in share else {"sparsity": float(share[:-1]) / 100}
         try:
             began = time.perf_counter()
             prune(self._model, method.metric, self._windows, statistics=self._statistics, **options)
@@ -231,7 +240,8 @@ class Loaded:
         except DegenerateScores:
             return {"perplexity": dict.fromkeys(self._tests, math.inf), "seconds": 0.0}
         finally:
-            self._model.load_state_dict(self._dense)
+            for parameter, dense in self._dense.items():
+                parameter.data = dense
 
 
 def _print_perplexities(
