@@ -172,9 +172,8 @@ _ROWS_OF_NEURON = {
 
 @dataclass(frozen=True)
 class Neurons(Group):
-    """The neurons of one MLP, which go whole: it becomes narrower and keeps its form.
-
-    The score of a neuron is the magnitude of the sum of its weights' scores.
+    """The neurons of one MLP, which go whole: it becomes narrower and keeps its form. A neuron's
+    score is the magnitude of the sum of its weights' scores, or of those that take its output.
     """
 
     outputs_alone: bool = False  # whether the weights that take its output are all that counts
