@@ -46,8 +46,8 @@ def resolve_allocation(argument: str, target: Target) -> Allocation | None:
     """
     if argument == "uniform":
         return None
-    if target.group_name is None or target.group.whole_model:
-        group = f"{'group' if target.group_name else 'pattern'} {target.group.name}"
+    if target.pattern_text != "unstructured" or target.group.whole_model:
+        group = f"{'group' if target.group.whole_model else 'pattern'} {target.group.name}"
         rule = f"uniform with {group}, which decides what each layer loses"
         raise ValueError(f"allocation must be {rule}; got {argument!r}")
     if argument == "owl":

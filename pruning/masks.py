@@ -219,10 +219,6 @@ class Neurons(Group):
         return True  # what goes is no longer there
 
     def check(self, shapes: Shapes, fraction: float) -> None:
-        mlps = mlps_of(shapes)
-        if not mlps:
-            rule = f"of MLPs with layers named {', '.join(_ROWS_OF_NEURON)}"
-            raise ValueError(f"pattern neurons must be {rule}, got none")
         width, left = self.width(shapes, fraction)
         if not 0 < left < width:
             rule = f"a multiple of {MULTIPLE} neurons of the {width} in each MLP, and not all"
@@ -230,7 +226,10 @@ class Neurons(Group):
 
     def width(self, shapes: Shapes, fraction: float) -> tuple[int, int]:
         """Return the neurons of each MLP before and after."""
-        mlp = next(iter(mlps_of(shapes).values()))
+        mlp = next(iter(mlps_of(shapes).values()), {})
+        if not mlp:
+            rule = f"of MLPs with layers named {', '.join(_ROWS_OF_NEURON)}"
+            raise ValueError(f"pattern neurons must be {rule}, got none")
         (width,) = {shapes[x][0] // rows if rows else shapes[x][1] for x, rows in mlp.items()}
         return width, width - self.removed(width, fraction)
 

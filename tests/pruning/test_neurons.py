@@ -1,0 +1,350 @@
+"""Whole neurons of the MLPs: which go, what the narrower model computes, and its files."""
+
+import json
+import shutil
+import signal
+from collections import defaultdict
+from functools import cache
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+import search_process
+import torch
+from refusals import refusal
+from toy_models import (
+    FAMILIES,
+    assert_same_tensors,
+    change_json,
+    tensors_of,
+    toy_model,
+    toy_windows,
+    weights_of,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prunevolve import prune, run_prune
+from prunevolve.evaluation.windows import Text
+from prunevolve.pruning import store
+from prunevolve.pruning.masks import Neurons, Target, resolve_target, stays_of
+from prunevolve.pruning.models import linear_layers, load_model
+from prunevolve.pruning.sparsegpt import compensate
+
+WIDTH, GONE, LEFT = 96, 32, 64
+BEHIND = ("down_proj", "fc2")
+BEFORE = ("gate_proj", "up_proj", "gate_up_proj", "fc1")
+LAYOUTS = {
+    "gated": {"gate_proj": (96, 3), "up_proj": (96, 3), "down_proj": (3, 96)},
+    "fused": {"gate_up_proj": (192, 3), "down_proj": (3, 96)},
+    "opt": {"fc1": (96, 3), "fc2": (3, 96)},
+}
+layouts = pytest.mark.parametrize("layers", LAYOUTS.values(), ids=LAYOUTS)
+
+
+def lowest(scores, outputs):
+    """Return the neurons of an MLP that go, each given by all weights or those of its output."""
+    total = [0.0] * WIDTH
+    for layer, matrix in scores.items():
+        for (i, row), j in product(enumerate(matrix.tolist()), range(matrix.shape[1])):
+            if layer.endswith(BEHIND):
+                total[j] += row[j]
+            elif not outputs:
+                total[i % WIDTH] += row[j]
+    return set(sorted(range(WIDTH), key=lambda neuron: abs(total[neuron]))[:GONE])
+
+
+def split(name, tensor, gone):
+    """Return what goes of a layer's weight or bias and what stays, as indices of the tensor."""
+    side = 1 if name.endswith(tuple(f"{x}.weight" for x in BEHIND)) else 0
+    places = range(tensor.shape[side])
+    parts = ([x for x in places if (x % WIDTH in gone) == goes] for goes in (True, False))
+    return [(slice(None), part) if side else part for part in parts]
+
+
+@layouts
+@pytest.mark.parametrize("outputs", [False, True])
+def test_neurons_that_go_have_the_sums_of_least_magnitude_leftmost_first(layers, outputs):
+    shapes = {"self_attn.q_proj": (3, 3), **{f"mlp.{x}": y for x, y in layers.items()}}
+    generator = torch.Generator().manual_seed(0)
+    scores = {  # few values, with both signs: exact sums, and many ties
+        f"{block}.{name}": torch.randint(-2, 3, shape, generator=generator).float()
+        for block, (name, shape) in product("ab", shapes.items())
+    }
+    masks = dict(Neurons(outputs).select(scores.__getitem__, dict.fromkeys(scores, 0.4)))
+    assert list(masks) == list(scores)
+    stays = stays_of(masks)
+    for block in "ab":
+        mlp = {x: scores[x] for x in scores if x.startswith(f"{block}.mlp")}
+        gone = lowest(mlp, outputs)
+        for name, matrix in mlp.items():
+            goes, kept = split(f"{name}.weight", matrix, gone)
+            expected = torch.zeros(matrix.shape, dtype=torch.bool)
+            expected[goes] = True
+            assert torch.equal(masks[name].expand(matrix.shape), expected)
+            assert torch.equal(matrix.index_select(*stays[name]), matrix[kept])
+        assert not masks[f"{block}.self_attn.q_proj"].any()
+    assert len(stays) == 2 * len(layers)
+
+
+def test_what_stays_is_said_of_whole_rows_and_columns_of_which_some_go():
+    masks = [[True, False], [False, True]], [[False, False]], [[True], [False], [True]]
+    found = stays_of({name: torch.tensor(mask) for name, mask in zip("abc", masks, strict=True)})
+    assert {name: (side, kept.tolist()) for name, (side, kept) in found.items()} == {"c": (0, [1])}
+
+
+# What can be asked for
+
+
+def shapes_of(layers):
+    return {f"model.layers.0.mlp.{name}": torch.Size(shape) for name, shape in layers.items()}
+
+
+@layouts
+@pytest.mark.parametrize(("share", "left"), [(0.2, 64), (0.5, 64), (0.6, 32), (0.8, 32)])
+def test_width_is_the_nearest_multiple_of_32(layers, share, left):
+    Neurons().check(shapes_of(layers), share)
+    assert Neurons().width(shapes_of(layers), share) == (WIDTH, left)
+
+
+@pytest.mark.parametrize(
+    ("layers", "share", "got"),
+    [
+        (LAYOUTS["gated"], 0.9, "of the 96 in each MLP, and not all; got 0.9"),
+        (LAYOUTS["fused"], 0.1, "of the 96 in each MLP, and not all; got 0.1"),
+        ({"fc1": (24, 3), "fc2": (3, 24)}, 0.2, "of the 24 in each MLP, and not all; got 0.2"),
+        ({"q_proj": (3, 3)}, 0.2, "of MLPs with layers named gate_proj, up_proj, fc1, "),
+    ],
+)
+def test_share_that_leaves_no_narrower_mlp_is_refused(layers, share, got):
+    assert got in refusal(Neurons().check, shapes_of(layers), share)
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_model_that_cannot_become_narrower_is_refused_and_stays_as_it_is(without):
+    model = toy_model("llama")  # 24 wide
+    for block in model.model.layers if without else ():
+        block.mlp = torch.nn.Identity()
+    before = weights_of(model)
+    message = refusal(lambda: prune(model, "W", pattern="neurons"))
+    assert message.startswith("pattern neurons must be of MLPs" if without else "sparsity must ")
+    assert_same_tensors(weights_of(model), before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "target"),
+    [
+        (("neurons", None, None, "row"), Target(0.2, Neurons())),
+        (("neurons", 0.4, None, "outputs"), Target(0.4, Neurons(True))),
+        (("neurons", 0.4, "layer", "outputs"), Target(0.4, Neurons())),
+        (("neurons", None, "outputs", "model"), Target(0.2, Neurons(True))),
+        (("neurons", None, "row", "row"), "group must be layer or outputs with pattern neurons"),
+        (("neurons", None, "model", "row"), "config has one width for all blocks; got 'model'"),
+        (("unstructured", None, "outputs", "row"), "got 'outputs': that is of --pattern neurons"),
+        (("unstructured", None, None, "outputs"), "got 'outputs': that is of --pattern neurons"),
+    ],
+    ids=str,
+)
+def test_target_is_a_fifth_of_the_neurons_in_a_group_of_theirs(asked, target):
+    if isinstance(target, str):
+        assert target in refusal(resolve_target, *asked)
+    else:
+        assert resolve_target(*asked) == target
+
+
+# What the narrower model computes
+
+
+def wide(family, **settings):
+    width = {"ffn_dim" if family.startswith("opt") else "intermediate_size": WIDTH}
+    model, generator = toy_model(family, **width, **settings), torch.Generator().manual_seed(2)
+    for layer in linear_layers(model).values():
+        if layer.bias is not None:
+            layer.bias.data.normal_(generator=generator)
+    return model
+
+
+CASES = [*((family, {}) for family in FAMILIES), ("llama", {"mlp_bias": True})]
+
+
+@pytest.mark.parametrize(("family", "settings"), CASES, ids=str)
+@pytest.mark.parametrize("group", [None, "outputs"])
+@torch.no_grad()
+def test_narrower_model_has_the_bits_and_the_logits_of_one_with_zeros(family, settings, group):
+    zeros, model, mlps = wide(family, **settings), wide(family, **settings), defaultdict(dict)
+    report = prune(model, "magnitude", pattern="neurons", group=group)
+    assert (report.pattern, report.group, report.sparsity) == ("neurons", group, 0)
+    for name, weight in weights_of(zeros).items():
+        if name.endswith(BEHIND + BEFORE):
+            mlps[name.rpartition(".")[0]][name] = weight.abs().double()
+    gone = {x: lowest(mlp, group == "outputs") for mlp in mlps.values() for x in mlp}
+    expected = {name: tensor.clone() for name, tensor in zeros.state_dict().items()}
+    for name in [f"{x}.{kind}" for x in gone for kind in ("weight", "bias")]:
+        if name in expected and not name.endswith(("down_proj.bias", "fc2.bias")):
+            goes, kept = split(name, expected[name], gone[name.rpartition(".")[0]])
+            expected[name] = expected[name][kept]
+            if name.endswith(".weight"):
+                zeros.get_parameter(name)[goes] = 0
+    assert_same_tensors(model.state_dict(), expected)
+    windows = toy_windows()
+    torch.testing.assert_close(model(windows).logits, zeros(windows).logits, atol=1e-5, rtol=1e-5)
+    type(model)(model.config).load_state_dict(expected)
+    for name, layer in linear_layers(model).items():
+        assert (layer.out_features, layer.in_features) == layer.weight.shape, name
+
+
+def test_columns_that_stay_make_up_for_those_that_go_as_a_ridge_regression_says():
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(40, 40, generator=generator)
+    inputs = torch.randn(300, 40, generator=generator) @ mixed
+    weight, gram = torch.randn(24, 40, generator=generator), inputs.T @ inputs
+    gone, before = torch.arange(40) % 3 == 1, (weight.clone(), gram.clone())
+    found, grown = compensate(weight, gone[None], gram)
+    kept, lost = inputs[:, ~gone].double(), inputs[:, gone].double() @ weight[:, gone].double().T
+    root = (0.01 * kept.square().sum(0).mean()).sqrt()  # rows that pull all changes towards 0
+    rows = torch.cat([kept, root * torch.eye(kept.shape[1]).double()])
+    change = torch.linalg.lstsq(rows, torch.cat([lost, 0 * rows[300:, :24]])).solution
+    expected = weight.double().masked_fill(gone, 0)
+    expected[:, ~gone] += change.T
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
+    assert grown == 0 and not found[:, gone].any()
+    errors = [((x - weight) @ inputs.T).norm() for x in (found, weight.masked_fill(gone, 0))]
+    assert errors[0] < 0.9 * errors[1]
+    rows = torch.arange(24)[:, None] % 4 == 0
+    for mask in (rows, torch.zeros(1, 1, dtype=torch.bool)):
+        assert torch.equal(compensate(weight, mask, gram)[0], weight.masked_fill(mask, 0))
+    assert torch.equal(weight, before[0]) and torch.equal(gram, before[1])
+
+
+# From the command line
+
+
+def call(code=0, **options):
+    words = (["--" + name.replace("_", "-"), value] for name, value in options.items())
+    given = [word for pair in words for word in pair if word is not True]
+    return search_process.started(run_prune, *given, code=code)
+
+
+SMALL = {
+    **{"pattern": "neurons", "samples": 3, "seqlen": 16, "eval_windows": 4},
+    **{"corpus": "embedded", "split": "calibration[:9%]"},
+    **{"eval_corpus": "embedded", "eval_split": "report[:9%]"},
+}
+WAYS = {
+    "llama": {"metric": "fisher"},
+    "phi3": {"metric": "wanda-sp", "update": "sparsegpt"},
+    "opt": {"metric": "flap", "update": "sparsegpt"},
+    "gemma3": {"metric": "magnitude", "update": "reconstruct"},
+}
+families = pytest.mark.parametrize("family", WAYS)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_llama_dir, tmp_path_factory):
+    """Return a saved model of a family with a tokenizer, its pruned folder, and what was said."""
+
+    @cache
+    def of(family):
+        folder = tmp_path_factory.mktemp(family)
+        dense, out = folder / "dense", folder / "out"
+        wide(family, vocab_size=256).save_pretrained(dense)
+        for path in tiny_llama_dir.glob("tokenizer*"):
+            shutil.copy(path, dense)
+        said = call(model=dense, out=out, **SMALL, **WAYS[family])
+        return SimpleNamespace(dense=dense, out=out, said="".join(said))
+
+    return of
+
+
+def paper(folder, name):
+    return json.loads((folder / f"pruning_{name}.json").read_text())
+
+
+@families
+def test_files_are_what_memory_gives_and_transformers_loads_them(made, family):
+    folders = made(family)
+    loaded, info = AutoModelForCausalLM.from_pretrained(folders.out, output_loading_info=True)
+    assert not any(info.values())
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folders.out),
+        load_model(str(folders.dense), "float32"),
+    )
+    windows = Text("embedded", "calibration[:9%]", 3, 16, 0).cut(tokenizer).tokens
+    prune(model, windows=windows, pattern="neurons", **WAYS[family])
+    assert_same_tensors(loaded.state_dict(), model.state_dict())
+
+
+@families
+def test_plan_and_report_say_how_much_smaller_it_is(made, family):
+    sizes, folders = [], made(family)
+    for folder in (folders.dense, folders.out):
+        tensors = tensors_of(folder).values()
+        sizes.append([sum(x.numel() for x in tensors), sum(x.nbytes for x in tensors)])
+    less = 1 - sizes[1][0] / sizes[0][0]
+    plan = f"plan: {LEFT} of {WIDTH} neurons of each MLP stay, attention as it is; {less:.1%} of "
+    assert less > 0.05 and plan in folders.said
+    told = paper(folders.out, "report")["size"].values()
+    assert [[x[name] for x in told] for name in ("dense", "pruned")] == sizes
+    index = json.loads((folders.out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sizes[1][1]
+
+
+@families
+def test_result_is_as_reported_until_the_configs_width_is_altered(made, family, tmp_path):
+    told = json.loads(call(evaluate=made(family).out, json=True)[0])
+    assert told["perplexity"] == paper(made(family).out, "report")["pruned_perplexity"]
+    out = shutil.copytree(made(family).out, tmp_path / "out")
+    assert "neurons; counts and checksums are as reported" in call(verify=out)[0]
+    config = json.loads((out / "config.json").read_text())
+    width = {"ffn_dim" if family == "opt" else "intermediate_size": LEFT}
+    inner = config.get("text_config", config)
+    assert inner | width == inner
+    inner |= dict.fromkeys(width, WIDTH)
+    change_json(out / "config.json", **{"text_config": inner} if inner is not config else inner)
+    _, err = call(code=4, verify=out)
+    assert err.splitlines()[-1].startswith(f"error: '{out}' is not as it was saved: ")
+
+
+@families
+def test_interrupted_run_resumes_to_the_same_bytes(made, family, tmp_path, monkeypatch):
+    folders, written, write = made(family), [], store.write_tensors
+
+    def interrupted(path, tensors, **how):
+        written.append(path)
+        if len(written) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return write(path, tensors, **how)
+
+    monkeypatch.setattr(store, "write_tensors", interrupted)
+    out = tmp_path / "out"
+    call(code=3, model=folders.dense, out=out, **SMALL, **WAYS[family])
+    assert not (out / "pruning_report.json").exists() and list(out.rglob("*.safetensors"))
+    call(resume=out)
+    assert paper(out, "recipe") == paper(folders.out, "recipe")  # with sums of all files
+
+
+@families
+def test_result_is_pruned_again_to_two_of_four(made, family, tmp_path):
+    again = {**SMALL, "pattern": "2:4", "metric": "wanda", "out": tmp_path / "again"}
+    call(model=made(family).out, **again)
+    assert "% zeros, 2:4; counts and checksums are as " in call(verify=again["out"])[0]
+    before, after = tensors_of(made(family).out), tensors_of(again["out"])
+    assert {x: y.shape for x, y in after.items()} == {x: y.shape for x, y in before.items()}
+    assert all(x["zeros"] * 2 >= x["size"] for x in paper(again["out"], "report")["layers"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"allocation": "owl"}, "allocation must be uniform with pattern neurons, which decides "),
+        ({"allocation": "owl", "group": "outputs"}, "allocation must be uniform with "),
+        ({"metric": "sparsegpt"}, "pattern must be unstructured or n:m with metric sparsegpt, "),
+        ({"group": "model"}, "group must be layer or outputs with pattern neurons, since a model"),
+        ({"sparsity": 0.01}, "sparsity must leave a multiple of 32 neurons of the 96 in each MLP"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_with_neurons_is_refused_in_one_line(made, tmp_path, options, message):
+    asked = {"model": made("llama").dense, "out": tmp_path / "out", "metric": "wanda", **SMALL}
+    _, err = call(code=2, **(asked | options))
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {message}") and list(tmp_path.iterdir()) == []
