@@ -53,16 +53,19 @@ class SlopeOfNeurons(Slope):
         """Return which neurons go, (1, neurons), how near each is to the threshold, the same, and
         the derivative of its log score by each term's factor, (neurons, terms), fp32.
         """
-        logs = {x: self._logs.matrices(x) | self._logs.vectors(x) for x in mlp}
-        scores = {x: sum_of(logs[x], factors) for x in mlp}
+        group = self.ground.target.group
+        assert isinstance(group, Neurons)
+        scored = group.scored(mlp)
+        logs = {x: self._logs.matrices(x) | self._logs.vectors(x) for x in scored}
+        scores = {x: sum_of(logs[x], factors) for x in scored}
         highest, parts = max(x.max() for x in scores.values()), []
-        for layer, rows in mlp.items():
+        for layer in scored:
             weighted = scores[layer].sub_(highest).exp_()  # of no metric they overflow then
             each = [weighted, *(weighted * logs[layer][term] for term in self._terms)]
-            parts.append(torch.stack([of_neurons(x, rows) for x in each], 1))
-        sums, target = torch.stack(parts).sum(0), self.ground.target
+            parts.append(torch.stack([of_neurons(x, mlp[layer]) for x in each], 1))
+        sums, sparsity = torch.stack(parts).sum(0), self.ground.target.sparsity
         total = sums[:, 0].log()[None]
-        gone = lowest_of_rows(total, target.group.removed(total.shape[1], target.sparsity))
+        gone = lowest_of_rows(total, group.removed(total.shape[1], sparsity))
         near = nearness(total.clone(), middles(total, gone))
         return gone, near, sums[:, 1:] / sums[:, :1]
 

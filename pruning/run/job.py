@@ -107,7 +107,7 @@ def make_job(request: Request, resume: bool) -> Job:
     if width := target.group.width(shapes, target.sparsity):
         narrow = skeleton(narrowed_config(model.config, width[1]), DTYPES[model.dtype])
         gone = 1 - narrow.num_parameters() / model.shapes.num_parameters()
-        stay = f"{width[1]} of {width[0]} neurons of each MLP stay, attention as it is"
+        stay = f"{width[1]} of {width[0]} neurons of each MLP stay, and all heads"
         lines.append(f"plan: {stay}; {gone:.1%} of all parameters go")
     if found_on:
         lines.append(f"plan: the metric was found on {found_on}")

@@ -280,7 +280,7 @@ def test_plan_and_report_say_how_much_smaller_it_is(made, family):
         tensors = tensors_of(folder).values()
         sizes.append([sum(x.numel() for x in tensors), sum(x.nbytes for x in tensors)])
     less = 1 - sizes[1][0] / sizes[0][0]
-    plan = f"plan: {LEFT} of {WIDTH} neurons of each MLP stay, attention as it is; {less:.1%} of "
+    plan = f"plan: {LEFT} of {WIDTH} neurons of each MLP stay, and all heads; {less:.1%} of "
     assert less > 0.05 and plan in folders.said
     told = paper(folders.out, "report")["size"].values()
     assert [[x[name] for x in told] for name in ("dense", "pruned")] == sizes
