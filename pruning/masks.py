@@ -7,7 +7,7 @@ specific to it: to add a group, add a class.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -160,7 +160,7 @@ class NOfM(Row):
 
 
 NEURON_SPARSITY = 0.2  # of neurons, if none is given: half of them is more than a model bears
-MULTIPLE = 32  # of which the width of a pruned MLP is one: kernels are slow with odd ones
+MULTIPLE = 32  # of which the width of a pruned MLP is one if nothing else is said
 
 # How many rows a neuron has in a layer before the activation, by the last part of the layer's name;
 # none in the layer behind it, where it has a column. Phi-3's fused layer has all of one kind first.
@@ -177,13 +177,14 @@ class Neurons(Group):
     """
 
     outputs_alone: bool = False  # whether the weights that take its output are all that counts
+    multiple: int = MULTIPLE  # of which the new width is one: kernels are slow with some others
 
     @property
     def name(self) -> str:
         return "outputs" if self.outputs_alone else "neurons"
 
     def removed(self, size: int, fraction: float) -> int:
-        return size - MULTIPLE * round(size * (1 - fraction) / MULTIPLE)
+        return size - self.multiple * round(size * (1 - fraction) / self.multiple)
 
     def select(self, score: Score, fractions: Mapping[str, float]) -> Masks:
         mlps, masks = mlps_of(fractions), dict[str, Tensor]()
@@ -221,7 +222,7 @@ class Neurons(Group):
     def check(self, shapes: Shapes, fraction: float) -> None:
         width, left = self.width(shapes, fraction)
         if not 0 < left < width:
-            rule = f"a multiple of {MULTIPLE} neurons of the {width} in each MLP, and not all"
+            rule = f"a multiple of {self.multiple} neurons of the {width} in each MLP, and not all"
             raise ValueError(f"sparsity must leave {rule}; got {fraction:g}")
 
     def width(self, shapes: Shapes, fraction: float) -> tuple[int, int]:
@@ -291,7 +292,7 @@ class Target:
     @property
     def pattern_text(self) -> str:
         """The pattern: `unstructured`, `neurons`, `2:4`."""
-        if self.group in NEURONS.values():
+        if isinstance(self.group, Neurons):
             return "neurons"
         return "unstructured" if self.group.name in WEIGHTS else self.group.name
 
@@ -320,7 +321,11 @@ def pattern_group(pattern: str, group: str | None) -> Group | None:
 
 
 def resolve_target(
-    pattern: str, sparsity: float | None, group: str | None, own_group: str
+    pattern: str,
+    sparsity: float | None,
+    group: str | None,
+    own_group: str,
+    multiple: int = MULTIPLE,
 ) -> Target:
     """Return what to remove: by default half, in the metric's own group, or what n:m implies."""
     wanted = own_group if group is None else group
@@ -330,12 +335,14 @@ def resolve_target(
             way_out = ": that is of --pattern neurons" if wanted in NEURONS else ""
             raise ValueError(f"group must be one of {', '.join(WEIGHTS)}, got {wanted!r}{way_out}")
         return Target(0.5 if sparsity is None else sparsity, WEIGHTS[wanted])
-    if not isinstance(found, NOfM):
+    if isinstance(found, Neurons):
         if group not in (None, *NEURONS):
             rule = f"{' or '.join(NEURONS)} with pattern neurons"
             why = "a model's config has one width for all blocks"
             raise ValueError(f"group must be {rule}, since {why}; got {group!r}")
+        found = replace(found, multiple=multiple)
         return Target(NEURON_SPARSITY if sparsity is None else sparsity, found)
+    assert isinstance(found, NOfM)
     implied = 1 - found.kept / found.length
     if group is not None:
         rule = f"pattern {pattern}, whose weights compete within every {found.length} inputs"

@@ -131,7 +131,8 @@ def resolve(request: Measurement, gradients: bool = False) -> UnloadedModel:
 
 def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) -> Procedure:
     """Return how a method prunes by a metric; SparseGPT may make its own masks as it goes."""
-    target = resolve_target(method.pattern, method.sparsity, method.group, criterion.group)
+    asked = method.pattern, method.sparsity, method.group
+    target = resolve_target(*asked, criterion.group, method.multiple)
     if own_masks and target.pattern_text == "neurons":
         rule = "unstructured or n:m with metric sparsegpt, which chooses single weights"
         raise ValueError(f"pattern must be {rule}: give another metric, and update sparsegpt")

@@ -49,6 +49,8 @@ class Method(Options):
     """unstructured, n:m such as 2:4, or neurons."""
     group: str | None = None
     """row, layer or model; default the metric's."""
+    multiple: int = Field(32, ge=1)
+    """Without neurons, an MLP's width is a multiple of this."""
     propagation: Literal["one-shot", "sequential"] = "one-shot"
     """Statistics of the dense model, or behind pruned blocks."""
     update: Literal["none", "sparsegpt", "reconstruct"] = "none"
@@ -65,6 +67,7 @@ class MethodArguments(TypedDict, total=False):
     sparsity: float | None
     pattern: str
     group: str | None
+    multiple: int
     propagation: Literal["one-shot", "sequential"]
     update: Literal["none", "sparsegpt", "reconstruct"]
     allocation: str

@@ -135,6 +135,7 @@ def test_model_that_cannot_become_narrower_is_refused_and_stays_as_it_is(without
     [
         (("neurons", None, None, "row"), Target(0.2, Neurons())),
         (("neurons", 0.4, None, "outputs"), Target(0.4, Neurons(True))),
+        (("neurons", 0.4, None, "row", 64), Target(0.4, Neurons(multiple=64))),
         (("neurons", 0.4, "layer", "outputs"), Target(0.4, Neurons())),
         (("neurons", None, "outputs", "model"), Target(0.2, Neurons(True))),
         (("neurons", None, "row", "row"), "group must be layer or outputs with pattern neurons"),
