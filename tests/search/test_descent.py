@@ -412,7 +412,7 @@ def broken(*arguments):
     raise KeyError("X")
 
 
-@pytest.mark.parametrize("place", [None, "gradient_at_head", "_mean", "Slope.covariance"])
+@pytest.mark.parametrize("place", [None, "gradient_at_head", "mean_of", "Slope.covariance"])
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_model_is_as_it_was_however_a_descent_ends(on_tiny, monkeypatch, place, low_memory):
     masters = [weights_of(resident.store.model) for resident in on_tiny.residents]
