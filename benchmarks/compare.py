@@ -32,7 +32,7 @@ from prunevolve.evaluation.perplexity import perplexity, window_losses
 from prunevolve.evaluation.windows import Text, cut_all, share_windows
 from prunevolve.pruning.baselines import BASELINES, NAMED, NEURON_BASELINES, SPARSEGPT
 from prunevolve.pruning.masks import GROUPS
-from prunevolve.pruning.models import EMBEDDED
+from prunevolve.pruning.models import EMBEDDED, linear_layers
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.pruning.run.options import MethodArguments
 from prunevolve.pruning.statistics import TERMINALS
@@ -242,6 +242,8 @@ class Loaded:
         finally:
             for parameter, dense in self._dense.items():
                 parameter.data = dense
+            for layer in linear_layers(self._model).values():
+                layer.out_features, layer.in_features = layer.weight.shape
 
 
 def _print_perplexities(
