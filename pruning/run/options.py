@@ -50,7 +50,7 @@ class Method(Options):
     group: str | None = None
     """row, layer or model; default the metric's."""
     multiple: int = Field(32, ge=1)
-    """Without neurons, an MLP's width is a multiple of this."""
+    """Of neurons: the new width of an MLP is a multiple of this."""
     propagation: Literal["one-shot", "sequential"] = "one-shot"
     """Statistics of the dense model, or behind pruned blocks."""
     update: Literal["none", "sparsegpt", "reconstruct"] = "none"
