@@ -287,13 +287,14 @@ class _Walk:
         assert procedure and self.removals
         self.store.finish()  # the block before it does not wait in memory beside these scores
         weights: dict[str, Tensor] = {}
-        masks: dict[str, Tensor] = {}
+        stays: dict[str, tuple[int, Tensor]] = {}
         for layer in self.store.layers[block]:
             name, removal = next(self.removals)
             assert name == layer, (name, layer)
             if block not in self.store.written:
                 weights[layer] = self._changed(procedure, layer, removal)
-                masks |= {layer: removal} if isinstance(removal, Tensor) else {}
+                if isinstance(removal, Tensor):  # a block's masks together would take much memory
+                    stays |= stays_of({layer: removal})
             for terminal in self.terminals | procedure.pruned_terminals:
                 self.behind.pop(f"{terminal}/{layer}", None)
                 if self.forgets:
@@ -305,7 +306,7 @@ class _Walk:
             examples = self.streams["calibration"].examples(i, self.streams["targets"])
             weights, errors = procedure.training(block, module, weights, examples)
             self.record("training", {block: dict(errors)})
-        self.store.write(block, weights, stays_of(masks))
+        self.store.write(block, weights, stays)
 
     def _changed(self, procedure: Procedure, layer: str, removal: Removal) -> Tensor:
         dense = self.store.dense(layer)

@@ -45,9 +45,7 @@ def compensate(
     # The inverse of the Gram matrix is Hinv^T Hinv with Hinv upper triangular: its row j says how
     # the columns from j on answer to a change of column j. From the flipped matrix, whose factor is
     # that of Hinv's inverse.
-    lower, grown = damped_factor(gram.flip(0, 1))
-    if not torch.isfinite(lower).all():
-        raise DegenerateScores("the Gram matrix of its inputs has no factor: try another dtype")
+    lower, grown = _factor(gram.flip(0, 1))
     identity = torch.eye(len(gram), device=gram.device)
     Hinv = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
     if pattern and not isinstance(removal, Tensor):
@@ -76,12 +74,18 @@ def _without(weight: Tensor, mask: Tensor, gram: Tensor) -> tuple[Tensor, int]:
     changed, grown = weight.masked_fill(mask, 0), 0
     if mask.shape[0] == 1 and mask.any():
         gone, stays = mask[0], ~mask[0]
-        factor, grown = damped_factor(gram[stays][:, stays])
-        if not torch.isfinite(factor).all():
-            raise DegenerateScores("the Gram matrix of its inputs has no factor: try another dtype")
+        factor, grown = _factor(gram[stays][:, stays])
         made_up = torch.cholesky_solve(gram[stays][:, gone] @ weight[:, gone].T, factor)
         changed[:, stays] += made_up.T
     return changed, grown
+
+
+def _factor(gram: Tensor) -> tuple[Tensor, int]:
+    """Return what `damped_factor` does, or raise DegenerateScores if there is no factor."""
+    factor, grown = damped_factor(gram)
+    if not torch.isfinite(factor).all():
+        raise DegenerateScores("the Gram matrix of its inputs has no factor: try another dtype")
+    return factor, grown
 
 
 def _mask(cost: Tensor, removal: Tensor | float, pattern: NOfM | None, start: int) -> Tensor:
