@@ -1,8 +1,8 @@
 """The finalists of a search, and which of them a person would choose.
 
 A search gives a metric factors that help on its models and windows and nowhere else. So the best
-finalists are also measured with one factor less, two less, and so on, the others descending a
-little each time, and of all that is within one standard error of the best and at most 2% worse the
+finalist is also measured with one factor less, two less, and so on, the others descending a little
+each time, and of all that is within one standard error of the best and at most 2% worse the
 shortest wins (Breiman et al., 1984, Classification and Regression Trees, Section 3.4.3). A metric
 is judged on the fitness and the selection texts alike, and the error is that between models as well
 as that between windows.
@@ -22,10 +22,10 @@ from prunevolve.search.breeding.factors import MAX_FACTORS
 from prunevolve.search.breeding.product import can_descend, factors_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.pool import Pool
-from prunevolve.search.records import Record, Wanted
-from prunevolve.search.scale import ByTask, Difference, Scale, losses_by_task, scale_of, wanted_of
+from prunevolve.search.records import Record
+from prunevolve.search.scale import ByTask, Difference, losses_by_task, scale_of, yardsticks_of
 
-SHORTENED = 2  # finalists that are also measured with fewer factors
+CLOSE = 0.1  # of the best's fitness: what is worse by more on the fitness texts is out of the race
 WORSE = 0.02  # of the best's fitness; from few models the error alone is too rough a limit
 ROLES = ("fitness", "selection")  # the texts that finalists are measured on
 
@@ -79,24 +79,25 @@ def choose(
     before: Finalist | None,  # the winner of the same run before it was extended
     console: Console,
 ) -> Choice:
-    """Measure finalists, the best of them with fewer factors, too, and choose the winner.
+    """Measure finalists, the best of them also with fewer factors, and choose the winner.
 
     It has at most `MAX_FACTORS` factors, if any has, and is at least as good as the winner before.
     If none can prune a model of the selection, the fittest wins.
     """
     judge = _Judge(experiment, pool)
-    finalists = [Finalist(str(record.index), record) for record in candidates]
+    best_rank, _ = candidates[0].rank
+    near_best = [record for record in candidates if _is_close(record.rank[0], best_rank)]
+    finalists = [Finalist(str(record.index), record) for record in near_best]
     criteria = [finalist.record.criterion for finalist in finalists]
     more = [before] if before and before.record.criterion not in criteria else []
-    baselines = wanted_of(experiment, "selection")
-    measured = judge.measured("finalists and baselines", [*finalists, *more], baselines)
+    measured = judge.measured("finalists", [*finalists, *more], keep=before)
     if not measured:
         console.print("no finalist can prune all models of the selection: the fittest is taken")
         return Choice(finalists[0])
     measured.sort(key=lambda x: x.fitness)
     whole = [x for x in measured if "-" not in x.name and can_descend(x.record.criterion.metric)]
-    leaders = whole[:SHORTENED] if experiment.breeder.descends else []
-    steps = judge.paths(leaders)
+    leaders = whole[:1] if experiment.breeder.descends else []
+    steps = judge.path(leaders)
     # The winner before may be a step again, or its candidate be shortened in another way now.
     names, again = {x.name for x in steps}, {x.record.criterion for x in steps}
     others = [x for x in measured if x.record.criterion not in again]
@@ -123,32 +124,52 @@ class _Judge:
 
     def __init__(self, experiment: Experiment, pool: Pool) -> None:
         self._experiment, self._pool = experiment, pool
+        self._best = math.inf  # fitness on the fitness texts, so far
+        self._also = yardsticks_of(experiment, pool.scale, "selection")
 
     def measured(
-        self, stage: str, finalists: Sequence[Finalist], also: Sequence[Wanted] = ()
+        self, stage: str, finalists: Sequence[Finalist], keep: Finalist | None = None
     ) -> list[Finalist]:
         """Return those of some finalists that can prune all models, with what they have there.
 
-        What else is wanted is measured with them, so that all workers have something to do.
+        One that is clearly worse than the best on the fitness texts goes no further, unless it is
+        to be kept.
         """
-        experiment = self._experiment
-        texts = [(task, role) for role in ROLES for task in experiment.tasks_of(role)]
-        wanted = [(*text, x.record.criterion) for x in finalists for text in texts]
-        measured = self._pool.losses(stage, [*also, *wanted])
-        self._scales = [self._pool.scale, scale_of(experiment, "selection", measured)]
-        able = []
-        for x in finalists:
-            of_roles = (losses_by_task(experiment, r, x.record.criterion, measured) for r in ROLES)
-            losses = [by_task for by_task in of_roles if by_task]
-            if len(losses) == len(ROLES):
-                fitness, selection = map(Scale.fitness, self._scales, losses)
+        on_fitness = self._able(stage, "fitness", finalists)
+        values = [self._pool.scale.fitness(losses) for _, losses in on_fitness]
+        self._best = min([self._best, *values])
+        close = []
+        for (x, losses), fitness in zip(on_fitness, values, strict=True):
+            is_kept = keep and x.record.criterion == keep.record.criterion
+            if is_kept or _is_close(fitness, self._best):
                 outcome = replace(x.record.outcome, fitness=fitness)
                 record = Record(x.record.candidate, outcome)
-                able.append(replace(x, record=record, selection=selection, losses=losses))
+                close.append(replace(x, record=record, losses=[losses]))
+        on_selection = self._able(stage, "selection", close)
+        scale = scale_of(self._experiment, "selection", self._pool.measured)
+        self._scales = [self._pool.scale, scale]
+        return [
+            replace(x, selection=scale.fitness(losses), losses=[*x.losses, losses])
+            for x, losses in on_selection
+        ]
+
+    def _able(
+        self, stage: str, role: str, finalists: Sequence[Finalist]
+    ) -> list[tuple[Finalist, ByTask]]:
+        """Return those that can prune all models, with their losses on one of the texts."""
+        experiment = self._experiment
+        tasks = experiment.tasks_of(role)
+        wanted = [(task, role, x.record.criterion) for x in finalists for task in tasks]
+        # Measured with them, so that all workers have something to do.
+        measured = self._pool.losses(f"{stage} on the {role} texts", [*self._also, *wanted])
+        able = []
+        for x in finalists:
+            if losses := losses_by_task(experiment, role, x.record.criterion, measured):
+                able.append((x, losses))
         return able
 
-    def paths(self, leaders: Sequence[Finalist]) -> list[Finalist]:
-        """Return leaders with ever fewer factors, as far as these can prune.
+    def path(self, leaders: Sequence[Finalist]) -> list[Finalist]:
+        """Return leaders with ever fewer factors, as far as these can prune and are close.
 
         What still has more than `MAX_FACTORS` factors cannot win, and is not measured.
         """
@@ -161,7 +182,7 @@ class _Judge:
                 shorter = Record(record.candidate, outcome)
                 steps.append(Finalist(f"{record.index}-{number}", shorter, left_out=left_out))
         few = [step for step in steps if step.factors <= MAX_FACTORS]
-        return self.measured("finalists with few factors", few)
+        return self.measured("fewer factors", few)
 
     def difference(self, finalist: Finalist, other: Finalist) -> Difference:
         """Return how much worse a finalist is than another, and the error of that.
@@ -182,6 +203,11 @@ class _Judge:
                 group = cell.model if several else (role, cell.task, cell.text)
                 parts[group].append((cell.weight / len(ROLES), fmean(windows)))
         return Difference(mean, math.hypot(*between_windows, _error_between(list(parts.values()))))
+
+
+def _is_close(fitness: float, best: float) -> bool:
+    """Whether a fitness on the fitness texts is good enough to go on."""
+    return fitness - best <= CLOSE * abs(best)
 
 
 def _error_between(parts: Sequence[Sequence[tuple[float, float]]]) -> float:

@@ -199,10 +199,10 @@ def path_table(path: Sequence[JsonObject]) -> Table:
         for step in sorted(path, key=lambda step: -step["factors"])
     ]
     about = (
-        "Each row leaves out one more factor, that which is missed least; with more than can win, "
-        "none is measured but the first. Of all finalists with few factors, the shortest is chosen "
-        "that is at most 2% worse than the best of them, and within the standard error, between "
-        "windows and models."
+        "Each row drops the factor whose absence costs least. Formulas with more factors than a "
+        "winner may have are measured in the first row alone, and what is more than 10% worse than "
+        "the best on the fitness texts has no row. The shortest finalist wins that is at most 2% "
+        "worse than the best one, and within the standard error, between windows and models."
     )
     return Table("Fewer factors", about, (*STANDING, LEFT_OUT), rows)
 

@@ -138,6 +138,18 @@ def wanted_of(experiment: Experiment, role: str, tasks: Sequence[int] = ()) -> l
     return [(x, role, y) for x in tasks or experiment.tasks_of(role) for y in criteria]
 
 
+def yardsticks_of(experiment: Experiment, scale: Scale, role: str) -> list[Wanted]:
+    """Return what a scale on another text is made of: the dense model and the baselines that are
+    best on the first, or on models that it has no cells of all.
+    """
+    wanted: list[Wanted] = []
+    for task in experiment.tasks_of(role):
+        best = {cell.baseline for cell in scale.cells if cell.task == task} or experiment.baselines
+        criteria = [None, *(experiment.baselines[name] for name in sorted(best))]
+        wanted += [(task, role, criterion) for criterion in criteria]
+    return wanted
+
+
 def losses_by_task(
     experiment: Experiment,
     role: str,
@@ -153,13 +165,13 @@ def losses_by_task(
 def baselines_on(
     experiment: Experiment, task: int, role: str, measured: Measured
 ) -> dict[str, list[float]]:
-    """Return the losses on a task's text under each baseline that can prune it."""
-    by_name = {name: measured[task, role, x] for name, x in experiment.baselines.items()}
+    """Return the losses on a task's text under each baseline that was measured and can prune it."""
+    by_name = {name: measured.get((task, role, x)) for name, x in experiment.baselines.items()}
     return {name: losses for name, losses in by_name.items() if losses}
 
 
 def scale_of(experiment: Experiment, role: str, measured: Measured) -> Scale:
-    """Return the scale of one of the texts, given at least `wanted_of` it."""
+    """Return the scale of one of the texts, given `wanted_of` it or `yardsticks_of` it."""
     tasks = experiment.tasks_of(role)
     cells = [cell for task in tasks for cell in cells_of(experiment, task, role, measured)]
     scale = Scale(cells, {})

@@ -13,7 +13,7 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.search import finalists
 from prunevolve.search.breeding.factors import MAX_FACTORS
 from prunevolve.search.breeding.product import factors_of, product_of_powers
-from prunevolve.search.finalists import SHORTENED, Finalist, choose
+from prunevolve.search.finalists import Finalist, choose
 from prunevolve.search.scale import Cell, Scale
 
 MODELS = ("a", "b")
@@ -63,14 +63,14 @@ def judged(monkeypatch):
             tasks=places,
             tasks_of=lambda role: places,
             breeder=SimpleNamespace(descends=descends),
-            baselines={},
+            baselines={"wanda": None},
         )
 
         def shorter(stage, records):
             asked.extend(record.index for record in records)
             return [path_of(record.criterion, order) for record in records]
 
-        pool = SimpleNamespace(losses=losses, shorter=shorter, scale=scale())
+        pool = SimpleNamespace(losses=losses, shorter=shorter, scale=scale(), measured=known)
         found = [record_of(i, text, 0.1, "model") for i, text in enumerate(texts)]
         return choose(experiment, pool, found, before, Console(quiet=True))
 
@@ -126,9 +126,9 @@ def test_the_winner_is_at_most_two_percent_worse_than_the_best(judged):
 def test_error_is_that_between_windows_and_that_between_models(judged):
     def rises(role, task, text):
         if factor("X") in text:
-            return [0.5, 0.5]
+            return [1.0, 1.0]
         # 0.04 and 0.10 on the models; by window 0.08 apart on both.
-        return [0.5 + (0.0, 0.06)[task], 0.5 + (0.08, 0.14)[task]]
+        return [1.0 + (0.0, 0.06)[task], 1.0 + (0.08, 0.14)[task]]
 
     _, row = judged(rises, product("X")).path
     # Half of 0 and 0.08 has an error of 0.02, for each of two models and two texts of half weight.
@@ -151,12 +151,27 @@ def test_a_step_that_cannot_prune_a_model_is_left_out_of_the_path(judged):
     assert choice.winner.name == "0"
 
 
-def test_the_best_finalists_are_shortened_and_others_are_not(judged):
+def test_the_best_finalist_is_shortened_and_others_are_not(judged):
     texts = [product(x) for x in ("X", "V", "H", "B")]
-    choice = judged(costing({x: (i, i) for i, x in enumerate("BHVX", 1)}), *texts)
-    assert judged.asked == [0, 1, 2, 3][:SHORTENED]
-    steps = [row["name"] for row in choice.standings if "-" in row["name"]]
-    assert sorted(steps) == [f"{i}-1" for i in range(SHORTENED)]
+    costs = {x: (i / 50, i / 50) for i, x in enumerate("BHVX", 1)}
+    choice = judged(costing(costs), *texts)
+    assert judged.asked == [0]
+    assert {row["name"] for row in choice.standings} == {"0", "1", "2", "3", "0-1"}
+
+
+def test_what_is_clearly_worse_on_the_fitness_texts_is_not_measured_on_the_others(judged):
+    asked = set()
+
+    def rises(role, task, text):
+        asked.add((role, text))
+        return costing({"X": (0.2, 0.2), "V": (0.05, 0.05), "H": (0.3, 0.3)}, base=1.0)(
+            role, task, text
+        )
+
+    whole = product("XVH")
+    choice = judged(rises, whole, product("XH"), product("VH"))
+    assert "2" not in {row["name"] for row in choice.standings}
+    assert ("fitness", product("VH")) in asked and ("selection", product("VH")) not in asked
 
 
 @pytest.mark.parametrize(
