@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning import pruner
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
@@ -50,6 +51,7 @@ class PruneReport:
     group: str | None  # `row`, `layer` or `model`; None for an n:m pattern, which has its own
     pattern: str  # `unstructured` or n:m
     layers: tuple[LayerCount, ...]  # name, zeros, size, and whether it has what was asked
+    left_out: bool = False  # whether there is no update, since it raised the loss
 
     @property
     def sparsity(self) -> float:
@@ -94,7 +96,9 @@ def prune(
 ) -> PruneReport:
     """Set the lowest-scoring weights of a model's decoder blocks to zero, in place.
 
-    With the pattern `neurons` the MLPs become narrower, and with them the model and its config.
+    With the pattern `neurons` the MLPs become narrower, and with them the model and its config. An
+    update that raises the loss on calibration windows that are held back is left out; until that
+    is known, the dense weights stay in memory.
 
     Raises ValueError if an argument breaks its rule, a statistic is needed and neither given nor to
     be had from windows, or scores are not finite or all the same, which leaves earlier blocks
@@ -129,6 +133,7 @@ def prune(
         statistics={**statistics} if statistics else None,
         on_progress=on_progress,
         record=records.__setitem__,
+        losses=window_losses,
     )
     if width:
         setattr(model.config.get_text_config(), width_key(model.config), width[1])
@@ -137,7 +142,8 @@ def prune(
         LayerCount.of(name, layer.weight.detach().cpu(), target, shares.get(name))
         for name, layer in layers.items()
     )
-    return PruneReport(text, target.group_name, target.pattern_text, counts)
+    left_out = bool(records.get("guard", {}).get("left_out"))
+    return PruneReport(text, target.group_name, target.pattern_text, counts, left_out)
 
 
 def _procedure(

@@ -18,6 +18,7 @@ from prunevolve.pruning.checkpoint import outside_blocks
 from prunevolve.pruning.models import DTYPES, UnloadedModel, decoder_blocks, layers_by_block
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.passes import Pass, Procedure, passes_of
+from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.statistics import DEVICE_CHUNK, GRAM, STATISTICS, TERMINALS, sums_size
 from prunevolve.pruning.stream import HEAD_TOKENS
 
@@ -128,6 +129,8 @@ def peak_of(each: Pass, model: UnloadedModel, procedure: Procedure) -> int:
     if each.name == "threshold":
         return scored
     new = _shard_size(model) * (bool(each.prunes) or each.name == "measure")
+    weights = max(sum(layer.weight.numel() for layer in block) for block in layers)
+    new += item * weights * ("masked" in each.enters)  # beside a block without the update
     backward = each.name == "backward"
     window = item * _activations(model, backward)
     window += 2 * item * largest * backward  # a weight's gradient, and it times a constant
@@ -137,7 +140,6 @@ def peak_of(each: Pass, model: UnloadedModel, procedure: Procedure) -> int:
         inputs = max(layer.in_features for block in layers for layer in block)
         pruning = max(pruning, new + 4 * (2 * largest + 4 * inputs**2))
     if procedure.training:
-        weights = max(sum(layer.weight.numel() for layer in block) for block in layers)
         trained = 4 * _TRAINED_VALUES * weights + item * _activations(model, backward=True)
         pruning = max(pruning, new + trained)
     sums = max(sums_size(block, each.terminals) for block in layers) if each.terminals else 0
@@ -154,7 +156,9 @@ def put_aside(
     layers = _layers(model)
     kept = len(layers) if any(each.keeps_inputs for each in passes) else 1
     trains = any("targets" in each.enters for each in passes)
-    windows = (kept + 1 + 2 * trains) * calibration + 2 * evaluation
+    guards = any("masked" in each.enters for each in passes)
+    held_back = -(-calibration // HELD_BACK) * guards
+    windows = (kept + 1 + 2 * trains) * calibration + 2 * held_back + 2 * evaluation
     hidden_size: int = model.shapes.config.get_text_config().hidden_size
     waits = frozenset[str]().union(*(each.terminals for each in passes if not each.prunes))
     shapes = [layer.weight.shape for block in layers for layer in block]

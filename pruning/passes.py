@@ -7,7 +7,7 @@ pruned and written; then windows go through what it has become.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -44,6 +44,8 @@ class Procedure:
     update: Update | None = None  # changes the weights that stay; None: they keep their bits
     own_masks: bool = False  # whether the update chooses what goes
     training: Training | None = None  # changes the weights once a whole block is pruned
+    # Whether update and training are undone if the held-back windows' loss is lower without them.
+    guarded: bool = False
 
     def __post_init__(self) -> None:
         self.metric.check_scores_weights()
@@ -51,6 +53,11 @@ class Procedure:
             why = "whose threshold needs every layer's scores before the first is pruned"
             rule = f"one-shot with group model, {why}"
             raise ValueError(f"propagation must be {rule}; got 'sequential'")
+
+    @property
+    def without_update(self) -> "Procedure":
+        """The same masks and nothing else."""
+        return replace(self, update=None, training=None, guarded=False)
 
     @property
     def dense_terminals(self) -> frozenset[str]:
@@ -93,16 +100,17 @@ class Procedure:
         return self.needs_all_scores or self.sequential or self.follows
 
 
-Way = Literal["forward", "wait", "backward"]
+Way = Literal["forward", "wait", "backward", "masked"]
 """How windows pass a block: their outputs enter the next one, or not before the block is pruned, or
-gradients go from the outputs to the inputs."""
+gradients go from the outputs to the inputs, or the block is masked and nothing else."""
 
 
 class Step(NamedTuple):
     """What the windows of one stream do at each block."""
 
     # `dense` and `pruned` are measured at the end, `calibration` makes statistics and goes behind
-    # pruned blocks, `targets` are its windows behind dense ones.
+    # pruned blocks, `targets` are its windows behind dense ones, `masked` some of them behind
+    # blocks that are pruned without an update.
     stream: str
     words: str
     terminals: frozenset[str] = frozenset()  # the statistics that are added up on the way
@@ -170,6 +178,8 @@ def passes_of(procedure: Procedure, missing: frozenset[str]) -> tuple[Pass, ...]
     if procedure.follows:
         dense.append(_statistics(procedure.pruned_terminals, "wait"))
         pruned.append(Step("calibration", "calibration windows move on"))
+        if procedure.guarded:
+            pruned.append(Step("masked", "those held back also without the update", way="masked"))
     elif inputs and not collects_first:
         dense.append(_statistics(inputs))
     return (*passes, Pass("prune", tuple(dense), _pruning(procedure), tuple(pruned)))

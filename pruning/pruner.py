@@ -3,6 +3,7 @@
 The search scores and masks its candidates with the same code.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from prunevolve.pruning.checkpoint import Offload
@@ -20,6 +22,7 @@ from prunevolve.pruning.models import shapes_of
 from prunevolve.pruning.passes import Pass, Procedure, Removal, Step, collecting, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import DegenerateScores, check_extremes, extremes, zero_marked
+from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, exact_fp32, of_layer
 from prunevolve.pruning.store import Store
 from prunevolve.pruning.stream import Stream, logits_in_parts
@@ -48,6 +51,10 @@ def prune(
 ) -> None:
     """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
 
+    If the procedure is guarded, and the held-back calibration windows' loss is lower without its
+    update, all is pruned again without. Masks by gradients can lower the loss of little pruning
+    below the dense model's, and to restore the dense outputs undoes that.
+
     Blocks that the store has already written stay as they are. Raises DegenerateScores if a layer's
     scores are not finite or constant, or its Gram matrix has no factor, and OSError if a disk is
     full.
@@ -64,10 +71,12 @@ def prune(
         record: Called with `shares` and what the allocation gives each layer, before the first
             block is pruned; with `training` and a block's errors by part; with `damping` and
             how many times that of a layer's Gram matrix grew, if it did; with `losses` of `dense`
-            and of `pruned`.
+            and of `pruned`; with `guard` and the held-back windows' mean losses, nats per token.
         losses: Measures these.
     """
     check_layers(store.model, procedure.target)
+    layers = [layer for of_block in store.layers.values() for layer in of_block]
+    dense = {layer: store.dense(layer) for layer in layers if procedure.guarded}
     # In host memory, if a later pass or another pruning needs them.
     to_host = procedure.waits or statistics is not None
     walk = _Walk(
@@ -79,7 +88,7 @@ def prune(
         on_progress,
         keep=lambda key, tensor: tensor.cpu() if to_host else tensor,
         procedure=procedure,
-        forgets=statistics is None,
+        forgets=statistics is None and not procedure.guarded,
         kept_scores=kept_scores,
         record=record,
         losses=losses,
@@ -89,6 +98,16 @@ def prune(
     finally:
         walk.removals = None  # which refers to the walk: its scores go now, not some day
         store.finish()
+    if not walk.guard:
+        return
+    if walk.guard["left_out"]:
+        store.restore(dense)  # before it is on record, so that a kill between them does no harm
+    record("guard", walk.guard)
+    if walk.guard["left_out"]:
+        plain = procedure.without_update
+        left = {name: x for name, x in windows.items() if name != "dense"}
+        options = kept_scores, record, losses
+        prune(store, plain, left, states, walk.statistics, on_progress, *options)
 
 
 def check_layers(model: PreTrainedModel, target: Target) -> None:
@@ -140,6 +159,7 @@ class _Walk:
     kept_scores: MutableMapping[str, Tensor] | None = None
     record: Record = lambda name, value: None
     losses: Losses | None = None
+    guard: JsonObject = field(default_factory=dict)  # what came of it
     behind: dict[str, Tensor] = field(default_factory=dict)  # statistics behind pruned blocks
     # Layer names and what goes of them, in the order in which they are pruned.
     removals: Iterator[tuple[str, Removal]] | None = None
@@ -166,6 +186,7 @@ class _Walk:
         self._start(each)
         dense = [step for step in each.dense if step.stream in self.streams]
         pruned = [step for step in each.pruned if step.stream in self.streams]
+        pruned = [step for step in pruned if step.way != "masked"]
         for done, (block, following) in enumerate(zip(order, [*order[1:], None], strict=True), 1):
             prunes = bool(each.prunes) and not self.is_done(block)
             is_new = prunes and block not in store.written
@@ -186,12 +207,15 @@ class _Walk:
 
     def _start(self, each: Pass) -> None:
         """Let the windows of a pass enter the first block."""
-        # The calibration windows pass the dense model once more as targets, for a training.
-        source_of = {x: "calibration" if x == "targets" else x for x in each.enters}
+        # The calibration windows pass the dense model once more as targets, for a training, and
+        # those held back the masked one, to be compared with.
+        again = ("targets", "masked")
+        source_of = {x: "calibration" if x in again else x for x in each.enters}
         entering = [x for x, source in source_of.items() if source in self.windows]
         with self.store.outside() if entering else nullcontext():
             for name in entering:
                 windows = self.windows[source_of[name]].to(self.store.device)
+                windows = windows[::HELD_BACK] if name == "masked" else windows
                 kept = each.keeps_inputs and name == "calibration"
                 self.streams[name] = Stream(name, windows, self.states, kept)
                 self.streams[name].embed(self.store.model)
@@ -199,9 +223,11 @@ class _Walk:
     def _end(self, each: Pass) -> None:
         """Measure, differentiate or delete what has left the last block, or gradients the first."""
         with self.store.outside() if self.streams else nullcontext():
+            if "masked" in self.streams:
+                self._judge()
             for name, stream in list(self.streams.items()):
                 if name in ("dense", "pruned"):
-                    self._measure(stream)
+                    self.record("losses", {name: self._losses(stream).tolist()})
                 elif each.keeps_inputs:
                     stream.differentiate(self.store.model)
                     continue
@@ -209,14 +235,25 @@ class _Walk:
                     stream.drop(0 if each.name == "backward" else len(self.store.blocks))
                 del self.streams[name]
 
-    def _measure(self, stream: Stream) -> None:
-        model, stage, total = self.store.model, f"{stream.name} perplexity", len(stream.windows)
+    def _judge(self) -> None:
+        """Compare the held-back windows' losses behind masked blocks with those behind updated."""
+        masked, updated = self.streams.pop("masked"), self.streams.pop("calibration")
+        of_both = self._losses(masked), self._losses(updated, HELD_BACK)
+        before, after = (losses.mean().item() for losses in of_both)
+        worse = before < after or math.isnan(after)
+        self.guard = {"without": before, "with": after, "left_out": worse}
+        if worse and "pruned" in self.streams:  # it will be measured on what is pruned again
+            self.streams.pop("pruned").drop(len(self.store.blocks))
+
+    def _losses(self, stream: Stream, step: int = 1) -> Tensor:
+        """Return the losses of one window in so many of a stream that has left the last block."""
+        model, windows = self.store.model, stream.windows[::step]
         assert self.losses
-        states, logits = stream.leave(model), partial(logits_in_parts, model)
-        losses = self.losses(
-            states, logits, stream.windows, lambda done: self.on_progress(stage, done, total)
+        stage, total = f"{stream.name} perplexity", len(windows)
+        states, logits = stream.leave(model, step), partial(logits_in_parts, model)
+        return self.losses(
+            states, logits, windows, lambda done: self.on_progress(stage, done, total)
         )
-        self.record("losses", {stream.name: losses.tolist()})
 
     def _take(self, step: Step, block: str, module: nn.Module) -> None:
         waits, i = step.way == "wait", self.store.blocks.index(block)
@@ -241,6 +278,8 @@ class _Walk:
 
     def is_done(self, block: str) -> bool:
         """Whether a block's scores are no longer needed; one threshold needs all to the end."""
+        if self.procedure and self.procedure.guarded:
+            return False  # its masks are needed, whether it is written or not
         written = self.store.written
         needs_all = self.procedure is not None and self.procedure.needs_all_scores
         return block in written and (not needs_all or written.issuperset(self.store.blocks))
@@ -287,10 +326,15 @@ class _Walk:
         assert procedure and self.removals
         self.store.finish()  # the block before it does not wait in memory beside these scores
         weights: dict[str, Tensor] = {}
+        masked: dict[str, Tensor] = {}  # by parameter of the block, for the guard
         stays: dict[str, tuple[int, Tensor]] = {}
         for layer in self.store.layers[block]:
             name, removal = next(self.removals)
             assert name == layer, (name, layer)
+            if "masked" in self.streams:
+                assert isinstance(removal, Tensor)
+                parameter = f"{layer.removeprefix(f'{block}.')}.weight"
+                masked[parameter] = zeroed(self.store.weight(layer), removal)
             if block not in self.store.written:
                 weights[layer] = self._changed(procedure, layer, removal)
                 if isinstance(removal, Tensor):  # a block's masks together would take much memory
@@ -299,10 +343,16 @@ class _Walk:
                 self.behind.pop(f"{terminal}/{layer}", None)
                 if self.forgets:
                     self.statistics.pop(f"{terminal}/{layer}", None)
+        i = self.store.blocks.index(block)
+        if masked:
+
+            def masked_block(*arguments: object, **keywords: object) -> object:
+                return functional_call(module, masked, arguments, keywords)
+
+            self.streams["masked"].take("masked", i, masked_block, {}, frozenset())
         if not weights:
             return
         if procedure.training and "targets" in self.streams:
-            i = self.store.blocks.index(block)
             examples = self.streams["calibration"].examples(i, self.streams["targets"])
             weights, errors = procedure.training(block, module, weights, examples)
             self.record("training", {block: dict(errors)})

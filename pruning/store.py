@@ -30,6 +30,7 @@ class ResidentStore:
         self.layers = layers_by_block(model)
         self.blocks = tuple(self.layers)
         self.written: set[str] = set()
+        self._biases: dict[str, Tensor] = {}  # of layers that became narrower, as they were
         self.device = torch.device(model.device)  # a walk over the parameters, so only once
 
     def outside(self) -> AbstractContextManager[PreTrainedModel]:
@@ -53,10 +54,10 @@ class ResidentStore:
         for layer, (side, kept) in stays.items() if self._narrows else ():
             module = self.model.get_submodule(layer)
             assert isinstance(module, nn.Linear)
-            for parameter in (module.weight, module.bias)[: 2 - side]:
-                if parameter is not None:
-                    parameter.data = narrowed(parameter.data, side, kept)
-            module.out_features, module.in_features = module.weight.shape
+            self._replace({layer: narrowed(module.weight.data, side, kept)})
+            if module.bias is not None and side == 0:
+                self._biases[layer] = module.bias.data
+                module.bias.data = narrowed(module.bias.data, side, kept)
         self.written.add(block)
 
     def finish(self) -> None:
@@ -65,12 +66,16 @@ class ResidentStore:
     def restore(self, dense: Mapping[str, Tensor]) -> None:
         """Make the given dense weights, or copies on its device, the model's: none is written."""
         self._replace(dense)
+        for layer, bias in self._biases.items():
+            self.model.get_parameter(f"{layer}.bias").data = bias
         self.written.clear()
 
     def _replace(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
-            live = self.model.get_parameter(f"{name}.weight")
-            live.data = weight.to(live, non_blocking=True)
+            layer = self.model.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            layer.weight.data = weight.to(layer.weight, non_blocking=True)
+            layer.out_features, layer.in_features = weight.shape
 
     def states(self, windows: Tensor) -> Iterator[Tensor]:
         """Yield each window's states that enter the head, (T, hidden_size)."""
@@ -217,6 +222,13 @@ class FolderStore:
         """Wait for the shard that is being written; raises OSError if that failed."""
         if self._writing:
             self._writing.result()
+
+    def restore(self, dense: Mapping[str, Tensor]) -> None:
+        """Delete all shards: the dense model's files stay as they are, and no block is written."""
+        self.finish()
+        for block in sorted(self.written):
+            self.shard(block).unlink()
+        self.written.clear()
 
     def write_outside(self) -> None:
         """Write the shard of all tensors outside the blocks, and last the index of all shards."""

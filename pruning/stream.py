@@ -67,7 +67,7 @@ class Stream:
 
     @torch.no_grad()
     def take(
-        self, way: Way, block: int, module: nn.Module, layers: Layers, terminals: Set[str]
+        self, way: Way, block: int, module: Callable[..., Any], layers: Layers, terminals: Set[str]
     ) -> dict[str, Tensor]:
         """Carry all windows through a block; return the statistics of its layers on the way.
 
@@ -87,7 +87,7 @@ class Stream:
                     del self.states[self._key(block + 1, i)]
                     continue
                 output = call.run(module, hidden)
-                if way == "forward":
+                if way != "wait":
                     self._put(block + 1, i, output)
                     if not self.kept:
                         del self.states[self._key(block, i)]
@@ -105,11 +105,15 @@ class Stream:
             del self.states[self._key(block, i)]
 
     @torch.no_grad()
-    def leave(self, model: PreTrainedModel) -> Iterator[Tensor]:
-        """Yield each window's states that enter the head; the model's outside must be open."""
+    def leave(self, model: PreTrainedModel, step: int = 1) -> Iterator[Tensor]:
+        """Yield the states that enter the head of one window in so many; all are deleted.
+
+        The model's outside must be open.
+        """
         for i, window in enumerate(self.windows):
-            hidden = self.input(len(self.calls), i)
-            yield _states_at_head(model, window, hidden)[0]
+            if i % step == 0:
+                hidden = self.input(len(self.calls), i)
+                yield _states_at_head(model, window, hidden)[0]
             del self.states[self._key(len(self.calls), i)]
 
     def differentiate(self, model: PreTrainedModel) -> None:

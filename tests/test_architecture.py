@@ -25,7 +25,7 @@ RESERVED = {
     "ray": ("search/pool/",),
     "deap": ("search/breeding/",),
     "datasets": ("evaluation/",),
-    "evaluation": ("evaluation/", "pruning/run/", "search/", "run_prune.py"),
+    "evaluation": ("evaluation/", "pruning/run/", "pruning/api.py", "search/", "run_prune.py"),
     "lm_eval": ("evaluation/zero_shot.py",),
 }
 TENSOR_READER = "pruning/run/result.py"

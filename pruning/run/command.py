@@ -85,6 +85,7 @@ def apply(job: Job) -> JsonObject:
         if not (work.result / REPORT).exists():  # else it has only to be moved to its place
             inspector = _carry_out(job, windows, tasks, store, statistics, work, progress)
             recipe |= {"shares": work.run.shares} if work.run.shares else {}
+            recipe |= {"update_left_out": True} if work.run.guard.get("left_out") else {}
             report = _report(work.run, evaluation, model.dtype, warnings)
             report |= result.sizes(checkpoint, Checkpoint(work.result))
             result.save_report(work.result, recipe, report, inspector)
@@ -183,7 +184,7 @@ def _carry_out(
     try:
         prune(
             store,
-            job.procedure,
+            work.procedure(job.procedure),
             texts,
             states,
             statistics,
@@ -209,11 +210,15 @@ def _report(run: result.Run, evaluation: Windows, dtype: str, warnings: list[str
         for name in ("dense", "pruned")
     }
     warnings = [*warnings, *not_finite(losses, evaluation, dtype)]
-    if grown := run.damping:
+    if left_out := run.guard.get("left_out"):
+        losses_of = "without it {without:.4f} nats, with it {with:.4f}".format_map(run.guard)
+        warnings.append(f"the update was left out: on calibration windows held back {losses_of}")
+    if (grown := run.damping) and not left_out:
         worst = max(grown, key=lambda layer: grown[layer])
         line = f"the damping of {len(grown)} Gram matrices grew tenfold, for layer {worst} "
         warnings.append(f"{line}{grown[worst]} times: the update makes up for less there")
-    parts = run.model_dump(include={"training", "damping", "zero_shot"})
+    made = set[str]() if left_out else {"training", "damping"}
+    parts = run.model_dump(include={"guard", "zero_shot", *made})
     report = measured(losses, evaluation, dtype) | {"warnings": warnings}
     return report | {name: part for name, part in parts.items() if part}
 

@@ -143,6 +143,7 @@ def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) 
         )
     pattern = target.group if isinstance(target.group, NOfM) else None
     updates = own_masks or method.update == "sparsegpt"
+    trains = method.update == "reconstruct"
     return Procedure(
         criterion.metric,
         target,
@@ -150,7 +151,8 @@ def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) 
         resolve_allocation(method.allocation, target),
         update=partial(compensate, pattern=pattern) if updates else None,
         own_masks=own_masks,
-        training=partial(reconstruct, seed=method.seed) if method.update == "reconstruct" else None,
+        training=partial(reconstruct, seed=method.seed) if trains else None,
+        guarded=(updates or trains) and not own_masks,
     )
 
 

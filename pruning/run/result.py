@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from threading import Lock
@@ -29,6 +29,7 @@ from prunevolve.pruning.json_file import JsonObject, finite, read_object, write_
 from prunevolve.pruning.masks import CROWDED
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import hub_id, shapes_of, width_key
+from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, first_difference
 from prunevolve.pruning.statistics import TERMINALS
@@ -49,6 +50,8 @@ class Run(BaseModel):
     shares: dict[str, float] = {}  # what goes of each layer by its allocation
     training: dict[str, JsonObject] = {}  # errors of trained blocks
     damping: dict[str, int] = {}  # how many times that of a layer's Gram matrix grew
+    # Losses of held-back windows `with` the update and `without`, and whether it was `left_out`.
+    guard: JsonObject = {}
     zero_shot: dict[str, JsonObject] = {}  # `dense` and `pruned`
     sha256: dict[str, str] = {}  # of finished shards
 
@@ -116,6 +119,12 @@ class WorkFolder:
                 "with, or name a new folder"
             )
         self.keep("sha256", {})
+
+    def procedure(self, asked: Procedure) -> Procedure:
+        """Return what is left to do of a procedure, given what came of its guard before."""
+        if self.run.guard.get("left_out"):
+            asked = asked.without_update
+        return replace(asked, guarded=asked.guarded and not self.run.guard)
 
     def keep(self, kind: str, values: JsonObject) -> None:
         """Add values to those of their kind in `run.json`; any thread may do it."""

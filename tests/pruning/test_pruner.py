@@ -200,7 +200,7 @@ WRITTEN = runpy.run_path(str(Path(__file__).parents[2] / "scripts/write_generate
         ("--recipe fast", ["forward", "backward", "threshold", "prune"]),
     ],
 )
-def test_listed_passes_are_run_block_by_block(request_, names):
+def test_listed_passes_are_run_block_by_block(request_, names, unguarded):
     assert [one.name for one in WRITTEN["passes"](request_)] == names
     given = dict(zip(request_.replace("--", "").split()[::2], request_.split()[1::2], strict=True))
     options = read_recipe(given["recipe"], None) if "recipe" in given else given

@@ -91,7 +91,7 @@ def test_block_with_one_window_is_not_trained(pruned):
     assert errors == {}
 
 
-def test_pruned_model_comes_nearer_to_the_dense_one():
+def test_pruned_model_comes_nearer_to_the_dense_one(unguarded):
     windows = toy_windows(count=24)
 
     def outputs(update):
