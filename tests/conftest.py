@@ -36,12 +36,14 @@ def heard_signals() -> None:
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep updates whatever they do to the loss, which says nothing of a random model."""
     from prunevolve.pruning import api
+    from prunevolve.pruning.run import job
 
     def procedure_of(*arguments: object, **keywords: object) -> object:
         return replace(known(*arguments, **keywords), guarded=False)
 
-    known = api.procedure_of
-    monkeypatch.setattr(api, "procedure_of", procedure_of)
+    known = job.procedure_of
+    for module in (api, job):
+        monkeypatch.setattr(module, "procedure_of", procedure_of)
 
 
 @pytest.fixture(scope="session")

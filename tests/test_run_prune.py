@@ -378,7 +378,9 @@ METHODS = {
 }
 
 
-def test_recipe_repeats_methods_and_texts_and_gives_its_shares_to_others(prune_small, tmp_path):
+def test_recipe_repeats_methods_and_texts_and_gives_its_shares_to_others(
+    prune_small, tmp_path, unguarded
+):
     given = {"group": "layer", "sparsity": 0.6, "seed": 7, "share": [2, 1], **TWO_KINDS}
     prune_small(**METHODS["all"], **given)
     recipe, report = paper(tmp_path / "out", "recipe"), paper(tmp_path / "out", "report")
@@ -492,7 +494,8 @@ def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp
     assert kept
     prune_small(**METHODS[way], resume=True)
     assert checksums_of(tmp_path / "out") == expected
-    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
+    if "update_left_out" not in paper(tmp_path / "out", "recipe"):
+        assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
     assert not (tmp_path / "out" / ".unfinished").exists()
     verify_result(tmp_path / "out")
 
