@@ -14,6 +14,7 @@ help:  ## list the targets
 install: .venv/installed  ## create .venv, the environment of all other targets
 
 .venv/installed: pyproject.toml
+	@echo "installing into .venv: torch and others are downloaded, which takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@

@@ -13,6 +13,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from prunevolve import command_line
+from prunevolve.command_line import FolderError
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.run import options
@@ -68,6 +69,12 @@ def prune_model(
         raise ValueError(f"--evaluate only measures: with it go --{names}")
     # A mistake is refused before torch is imported.
     request = _measurement(evaluate, given) if evaluate else _request(given)
+    before = options.read_recipe(recipe, str(asked["pattern"] or "")) if recipe else {}
+    options.check_names(request if evaluate else _request(options.over(given, before)))
+    if verify and not (verify / "pruning_report.json").is_file():
+        raise FolderError(f"{str(verify)!r} has no pruning_report.json: no finished pruned model")
+    if resume and not Path(out).is_dir():
+        raise FolderError(f"{out!r} is no folder: --resume needs an unfinished one")
     try:
         with on_stderr().status("loading torch and transformers"):
             from prunevolve.pruning.run import command
@@ -76,7 +83,7 @@ def prune_model(
         elif evaluate:
             answer = command.evaluate(request)
         else:
-            answer = _prune(given, out, recipe, resume, validate)
+            answer = _prune(given, out, before, resume, validate)
         return command_line.outcome(command_line.DONE, **answer)
     except KeyboardInterrupt:
         return command_line.interrupted(f"interrupted; {_way_on(out)}")
@@ -87,17 +94,15 @@ def prune_model(
 
 
 def _prune(
-    given: JsonObject, out: str, recipe: str | None, resume: bool, validate: bool
+    given: JsonObject, out: str, before: JsonObject, resume: bool, validate: bool
 ) -> JsonObject:
     """Begin a pruning, go on with one, or only check it."""
     from prunevolve.pruning.run import command, job, result
 
-    if resume and not recipe and "model" not in given:
+    if resume and not before and "model" not in given:
         if given.keys() <= {*options.MACHINE} and (answer := command.finished(Path(out))):
             return answer
         before = result.Run.read(Path(out)).options
-    else:
-        before = options.read_recipe(recipe, given.get("pattern")) if recipe else {}
     wanted = options.over(given, before)
     if "metric" not in wanted:
         wanted = options.read_recipe("fast", wanted.get("pattern")) | wanted
@@ -140,7 +145,10 @@ app = command_line.make_app(prune_model, EXAMPLES)
 
 def main() -> None:
     """Console entry: runs the command, and reports a mistake in its options in one line."""
-    command_line.run_to_end(app)
+    try:
+        command_line.run_to_end(app)
+    except SystemExit as end:
+        command_line.leave(end)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def prune(
             windows in a one-shot pruning.
         on_progress: Called with the stage, the blocks done and the blocks in all.
         options: The command line's options about the method, by name and with its defaults:
-            `sparsity`, `pattern`, `group`, `propagation`, `update`, `allocation`, `seed`.
+            `sparsity`, `pattern`, `group`, `propagation`, `update`, `seed`.
     """
     procedure = _procedure(metric, recipe, options)
     _check(model, windows)
@@ -137,10 +137,8 @@ def prune(
     )
     if width:
         setattr(model.config.get_text_config(), width_key(model.config), width[1])
-    shares = records.get("shares", {})
     counts = tuple(
-        LayerCount.of(name, layer.weight.detach().cpu(), target, shares.get(name))
-        for name, layer in layers.items()
+        LayerCount.of(name, layer.weight.detach().cpu(), target) for name, layer in layers.items()
     )
     left_out = bool(records.get("guard", {}).get("left_out"))
     return PruneReport(text, target.group_name, target.pattern_text, counts, left_out)

@@ -99,5 +99,3 @@ NEURON_BASELINES = ("magnitude", "wanda-sp", "flap", "fisher", "taylor", "snip")
 
 # The method that is no metric alone: it changes weights while it chooses (`pruning.sparsegpt`).
 SPARSEGPT = "sparsegpt"
-
-ALLOCATIONS = ("uniform", "owl")  # those with a name (`pruning.allocation`); others are files

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple, Never
 
+from prunevolve.pruning.names import FORMS
 from prunevolve.pruning.operators import OPERATORS, POWER
 from prunevolve.pruning.statistics import TERMINALS
 
@@ -22,7 +23,6 @@ MAX_CHARACTERS = 20_000  # that are read, so that hostile input costs nothing
 POWERS = {"sqr": 2.0, "pow": 2.0, "cube": 3.0, "sqrt": 0.5, "root4": 0.25, "pow15": 1.5}
 SIGNED_POWER = "^"  # what x ^ c is read as: x ** c, of |x| unless c is odd
 
-FORMS = "a formula is such as W * sqrt(X), or as calls mul(W, sqrt(X))"
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _FOREIGN = re.compile(r"[^\w\s(),.+*/^|·−√∜²³-]", re.ASCII)
 

@@ -1,17 +1,15 @@
 """Reads all that `--metric` may be: a name, a file, a run, the release's tree, a formula."""
 
-import csv
-import difflib
 import re
 from functools import cache
 from pathlib import Path
 
-from prunevolve.pruning.baselines import NAMED, SPARSEGPT
-from prunevolve.pruning.formula import FORMS, MAX_DEPTH
+from prunevolve.pruning.baselines import NAMED
+from prunevolve.pruning.formula import MAX_DEPTH
 from prunevolve.pruning.json_file import parse_object, read_text
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.statistics import TERMINALS
+from prunevolve.pruning.names import find_metric
 
 SCHEMA = 1
 """Version of the files that hold a metric in the folder of a search, and of a pruned model."""
@@ -56,56 +54,15 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
     colon and a name behind it a row of the run's `hall_of_fame.csv`. The group is the named
     metric's or the file's, else `DEFAULT_GROUP`.
     """
-    name = "sparsegpt-score" if argument == SPARSEGPT else argument  # what the method begins with
-    if name in NAMED:
-        return named_metric(name), ""
-    path = existing(argument)
-    if not path and (row := _row_of_run(*argument.rpartition(":")[::2])):
-        return row, ""
-    if path and path.is_dir():
-        files = (path / name for name in ("best_metric.json", "pruning_recipe.json"))
-        path = next((file for file in files if file.is_file()), None)
-        if not path:
-            either = "best_metric.json, which a run has once a candidate is evaluated"
-            neither = f"without {either}, or a pruning_recipe.json"
-            raise ValueError(f"metric {argument!r} is a folder {neither}")
-    if path:
-        return _from_file(path)
-    words = set(re.findall(r"[A-Za-z_]\w*", argument))
-    signs = re.search(r"[(^*+|·−√∜²³]", argument)  # that few paths have
-    if not signs and not words <= TERMINALS.keys():
-        names = [*NAMED, SPARSEGPT]
-        near = difflib.get_close_matches(argument[:40].lower(), names, n=1)
-        guess = f"did you mean {near[0]}? or " if near else ""
-        forms = f"give one of {', '.join(names)}, a file, a run folder, or a formula; {FORMS}"
-        raise ValueError(f"metric {argument[:200]!r} is no known name or file: {guess}{forms}")
-    return Criterion.parse(argument, DEFAULT_GROUP), ""
-
-
-def _row_of_run(folder: str, name: str) -> Criterion | None:
-    """Return the metric of a name in a run's hall of fame; None if there is no such run."""
-    path = existing(folder)
-    if not path or not (table := path / "hall_of_fame.csv").is_file():
-        return None
-    rows = {row.get("name"): row for row in csv.DictReader(read_text(table).splitlines())}
-    if name not in rows:
-        names = ", ".join(map(str, rows))
-        raise ValueError(f"metric {name!r} is not in {table}: give one of {names}")
-    return Criterion.parse(rows[name]["metric"], rows[name]["group"])
+    found = find_metric(argument)
+    if isinstance(found, Path):
+        return _from_file(found)
+    return Criterion.parse(found.metric, found.group or DEFAULT_GROUP), ""
 
 
 def read_metric(argument: str) -> Criterion:
     """Return the criterion that `resolve_metric` finds; raises as it does."""
     return resolve_metric(argument)[0]
-
-
-def existing(argument: str) -> Path | None:
-    """Return the path that an argument names if there is something; None otherwise."""
-    try:
-        path = Path(argument).expanduser()
-        return path if argument and path.exists() else None
-    except (OSError, RuntimeError, ValueError):
-        return None  # a formula is longer than a file's name may be; ~nobody has no home
 
 
 def _from_file(path: Path) -> tuple[Criterion, str]:

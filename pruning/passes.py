@@ -1,6 +1,6 @@
 """What is asked of a pruning, and the passes over the decoder blocks that it takes.
 
-An allocation says how much each layer loses, an update and a training change the weights that stay;
+An update and a training change the weights that stay;
 a new pruning method is a new value of one of these. `pruning.pruner` runs the passes, one block
 open at a time: windows go through the dense block, forward or, as gradients, backward; then it is
 pruned and written; then windows go through what it has become.
@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from prunevolve.pruning.allocation import Allocation
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.reconstruct import Training
@@ -40,7 +39,6 @@ class Procedure:
     # Whether scores take statistics of a block's inputs from windows that passed the pruned blocks
     # before it, as the Pruner-Zero release does for X; else all are of the dense model.
     sequential: bool = False
-    allocation: Allocation | None = None  # None for the same fraction of each, or by the threshold
     update: Update | None = None  # changes the weights that stay; None: they keep their bits
     own_masks: bool = False  # whether the update chooses what goes
     training: Training | None = None  # changes the weights once a whole block is pruned
@@ -65,8 +63,6 @@ class Procedure:
         terminals = frozenset() if self.own_masks else self.metric.terminals & STATISTICS
         if self.sequential:
             terminals = need_backward(terminals)
-        if self.allocation and self.allocation.metric:
-            terminals |= self.allocation.metric.terminals & STATISTICS
         return terminals
 
     @property
@@ -91,8 +87,7 @@ class Procedure:
     @property
     def needs_all_scores(self) -> bool:
         """Whether no mask can be made before all layers have scores."""
-        by_scores = bool(self.allocation and self.allocation.metric)
-        return self.target.group.whole_model or by_scores
+        return self.target.group.whole_model
 
     @property
     def waits(self) -> bool:

@@ -68,8 +68,7 @@ def prune(
         kept_scores: Where all layers' scores are kept, in fp32, for another target; those already
             there are used. None keeps none, and computes them three times for a threshold over the
             whole model.
-        record: Called with `shares` and what the allocation gives each layer, before the first
-            block is pruned; with `training` and a block's errors by part; with `damping` and
+        record: Called with `training` and a block's errors by part; with `damping` and
             how many times that of a layer's Gram matrix grew, if it did; with `losses` of `dense`
             and of `pruned`; with `guard` and the held-back windows' mean losses, nats per token.
         losses: Measures these.
@@ -309,13 +308,8 @@ class _Walk:
         """Decide what goes of each layer: now, or when it is due if the group allows that."""
         store, target = self.store, procedure.target
         left = [block for block in order if not self.is_done(block)]
-        shares: Mapping[str, float] = {}
-        if left and procedure.allocation:
-            score = partial(self._score_by, procedure.allocation.metric or procedure.metric)
-            shares = procedure.allocation.shares(store.layers, score, target)
-            self.record("shares", dict(shares))
         layers = [layer for block in left for layer in store.layers[block]]
-        fractions = {layer: shares.get(layer, target.sparsity) for layer in layers}
+        fractions = dict.fromkeys(layers, target.sparsity)
         if procedure.own_masks:
             return iter(fractions.items())
         return target.group.select(partial(self._score, procedure.metric), fractions)

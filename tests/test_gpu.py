@@ -31,7 +31,6 @@ PRUNINGS = {
     "own masks": "--metric sparsegpt",
     "update": "--metric wanda --update sparsegpt",
     "training": "--metric wanda --update reconstruct",
-    "owl": "--metric wanda --allocation owl",
     "sequential": "--metric wanda --propagation sequential",
     "fast": "--recipe fast",
 }
@@ -126,7 +125,7 @@ def test_model_that_is_on_the_device_ends_as_on_the_cpu(update, device):
     weights = []
     for place in ("cpu", device):
         model = toy_model("llama").to(place)
-        prune(model, "wanda", toy_windows(count=4), group="layer", allocation="owl", update=update)
+        prune(model, "wanda", toy_windows(count=4), group="layer", update=update)
         weights.append(torch.cat([x.flatten().cpu() for x in weights_of(model).values()]))
     one, other = weights
     assert ((one == 0) != (other == 0)).float().mean() < 0.02

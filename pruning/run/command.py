@@ -84,7 +84,6 @@ def apply(job: Job) -> JsonObject:
     with shown_progress(on_stderr()) as progress, work.open():
         if not (work.result / REPORT).exists():  # else it has only to be moved to its place
             inspector = _carry_out(job, windows, tasks, store, statistics, work, progress)
-            recipe |= {"shares": work.run.shares} if work.run.shares else {}
             recipe |= {"update_left_out": True} if work.run.guard.get("left_out") else {}
             report = _report(work.run, evaluation, model.dtype, warnings)
             report |= result.sizes(checkpoint, Checkpoint(work.result))
@@ -155,9 +154,7 @@ def _carry_out(
 ) -> Inspector:
     """Measure the model, prune it, measure it again; return what looked into its files."""
     model, run, evaluation = job.model, work.run, windows["evaluation"].tokens
-    inspector = Inspector(
-        model.config, [*linear_layers(store.model)], job.procedure.target, run.shares
-    )
+    inspector = Inspector(model.config, [*linear_layers(store.model)], job.procedure.target)
     for path in map(store.shard, sorted(store.written)):  # by the run before
         inspector.look(path, run.sha256.get(path.name))
 

@@ -1,14 +1,12 @@
 """A request, resolved once: checked and planned before any weight is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from prunevolve.evaluation.text import CORPORA
 from prunevolve.evaluation.windows import Text, check_disjoint, share_windows
 from prunevolve.evaluation.zero_shot import check_tasks
-from prunevolve.pruning.allocation import resolve_allocation
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.masks import NOfM, resolve_target
 from prunevolve.pruning.memory import Plan, plan_pruning
@@ -28,7 +26,7 @@ from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.reconstruct import FEW_WINDOWS, reconstruct
-from prunevolve.pruning.run.options import Measurement, Method, Request
+from prunevolve.pruning.run.options import Measurement, Method, Request, sources
 from prunevolve.pruning.run.result import check_output_folder
 from prunevolve.pruning.run.verify import RECIPE
 from prunevolve.pruning.sparsegpt import BLOCKSIZE, compensate
@@ -63,8 +61,7 @@ class Job:
         target, request = self.procedure.target, self.request
         group = f" per {target.group_name}" if target.group_name else ""
         parts = [f"{target.sparsity:.1%}", f"{target.pattern_text}{group}", request.propagation]
-        methods = {name: getattr(request, name) for name in ("update", "allocation")}
-        parts += [f"{name} {x}" for name, x in methods.items() if x not in ("none", "uniform")]
+        parts += [f"update {request.update}"] if request.update != "none" else []
         model = f"{self.model.name} ({self.model.dtype}, {self.model.device})"
         return f"{model} by {request.metric}: {', '.join(parts)}"
 
@@ -148,7 +145,6 @@ def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) 
         criterion.metric,
         target,
         method.propagation == "sequential",
-        resolve_allocation(method.allocation, target),
         update=partial(compensate, pattern=pattern) if updates else None,
         own_masks=own_masks,
         training=partial(reconstruct, seed=method.seed) if trains else None,
@@ -161,7 +157,7 @@ def calibration_texts(request: Request, seqlen: int) -> tuple[Text, ...]:
     samples, seed, bos = request.samples, request.seed, request.bos
     texts = [
         Text(corpus, split, samples, seqlen, seed, bos, request.by_document)
-        for corpus, split in _sources("", request.corpus, request.split, request.share)
+        for corpus, split in sources("", request.corpus, request.split, request.share)
     ]
     return share_windows(texts, request.share or [1.0] * len(texts))
 
@@ -172,27 +168,8 @@ def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Text, ...]:
     windows, most = (None, None) if asked == "all" else (asked, EVAL_WINDOWS)
     return tuple(
         Text(corpus, split, windows, seqlen, bos=bos, most=most)
-        for corpus, split in _sources("eval-", request.eval_corpus, request.eval_split)
+        for corpus, split in sources("eval-", request.eval_corpus, request.eval_split)
     )
-
-
-def _sources(
-    prefix: str,
-    corpora: Sequence[str] | None,
-    splits: Sequence[str] | None,
-    shares: Sequence[float] | None = None,
-) -> list[tuple[str, str]]:
-    """Return corpus and split of each kind of text of the options that begin with a prefix."""
-    corpora = corpora or [EMBEDDED]
-    for name, given in (("split", splits), ("share", shares)):
-        if given and len(given) != len(corpora):
-            raise ValueError(
-                f"--{prefix}{name} must be given once for each --{prefix}corpus, or not at all: "
-                f"got {len(given)} for {len(corpora)}"
-            )
-    # A local file has a single split.
-    defaults = [CORPORA[x].splits[bool(prefix)] if x in CORPORA else "all" for x in corpora]
-    return list(zip(corpora, splits or defaults, strict=True))
 
 
 def _resolved(request: Request, model: UnloadedModel, procedure: Procedure) -> Request:

@@ -5,6 +5,7 @@ option is a new field. None of this imports torch, which takes seconds.
 """
 
 import difflib
+from collections.abc import Sequence
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
@@ -13,8 +14,9 @@ import typer
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prunevolve.pruning.baselines import ALLOCATIONS
+from prunevolve.evaluation.text import CORPORA, EMBEDDED, find
 from prunevolve.pruning.json_file import JsonObject, read_object, read_text
+from prunevolve.pruning.names import find_metric
 
 _RECIPES = Path(__file__).parent / "recipes"
 RECIPES = tuple(sorted(path.stem for path in _RECIPES.glob("*.yaml")))  # files of options
@@ -23,7 +25,6 @@ RECIPES = tuple(sorted(path.stem for path in _RECIPES.glob("*.yaml")))  # files 
 _GO_WITH = {
     "revision": {"model"},
     "sparsity": {"pattern"},
-    "allocation": {"pattern"},
     "group": {"metric", "pattern"},
     "split": {"corpus"},
     "share": {"corpus"},
@@ -54,9 +55,7 @@ class Method(Options):
     propagation: Literal["one-shot", "sequential"] = "one-shot"
     """Statistics of the dense model, or behind pruned blocks."""
     update: Literal["none", "sparsegpt", "reconstruct"] = "none"
-    """Change what stays."""
-    allocation: str = "uniform"
-    """Who loses: uniform, owl or a JSON file."""
+    """How the kept weights are updated."""
     seed: int = Field(0, ge=0)
     """Draws the calibration windows."""
 
@@ -70,7 +69,6 @@ class MethodArguments(TypedDict, total=False):
     multiple: int
     propagation: Literal["one-shot", "sequential"]
     update: Literal["none", "sparsegpt", "reconstruct"]
-    allocation: str
     seed: int
 
 
@@ -117,7 +115,7 @@ class Request(Measurement, Method):
     """Its share of the windows; one per corpus."""
     by_document: bool = False
     """Draw each window from a single document of a hub's corpus."""
-    samples: int = Field(128, ge=1)
+    samples: int = Field(128, ge=1, le=100_000)
     """Calibration windows."""
     out: str | None = None
     """New or empty folder for the result."""
@@ -177,10 +175,10 @@ def read_recipe(argument: str, pattern: str | None) -> JsonObject:
     if is_saved:
         if not isinstance(given.get("sha256"), dict):
             raise ValueError(f"{source} has no 'sha256': {forms}")
+        if given.get("allocation", "uniform") != "uniform":
+            raise ValueError(f"{source} has an allocation, which is no longer an option")
         given = {x: given[x] for x in Request.model_fields if x in given and x not in MACHINE}
     make(Request, given, source)
-    if is_saved and given.get("allocation", "uniform") not in ALLOCATIONS:
-        given["allocation"] = argument  # its shares stand in the recipe itself
     return given
 
 
@@ -196,6 +194,36 @@ def _read_yaml(path: Path, source: str, pattern: str | None) -> JsonObject:
         raise ValueError(f"{source}: n_of_m must hold options, got {n_of_m!r:.40}")
     is_n_of_m = ":" in str(pattern or content.get("pattern"))
     return content | (n_of_m if is_n_of_m else {})
+
+
+def sources(
+    prefix: str,
+    corpora: Sequence[str] | None,
+    splits: Sequence[str] | None,
+    shares: Sequence[float] | None = None,
+) -> list[tuple[str, str]]:
+    """Return corpus and split of each kind of text of the options that begin with a prefix."""
+    corpora = corpora or [EMBEDDED]
+    for name, given in (("split", splits), ("share", shares)):
+        if given and len(given) != len(corpora):
+            raise ValueError(
+                f"--{prefix}{name} must be given once for each --{prefix}corpus, or not at all: "
+                f"got {len(given)} for {len(corpora)}"
+            )
+    # A local file has a single split.
+    defaults = [CORPORA[x].splits[bool(prefix)] if x in CORPORA else "all" for x in corpora]
+    return list(zip(corpora, splits or defaults, strict=True))
+
+
+def check_names(given: Measurement) -> None:
+    """Refuse a metric or a text that is not there, before torch is imported; see `find_metric`."""
+    if isinstance(given, Request):
+        if given.metric:
+            find_metric(given.metric)
+        for corpus, split in sources("", given.corpus, given.split, given.share):
+            find(corpus, split)
+    for corpus, split in sources("eval-", given.eval_corpus, given.eval_split):
+        find(corpus, split)
 
 
 def parameters() -> list[Parameter]:

@@ -47,7 +47,6 @@ class Run(BaseModel):
     identity: JsonObject
     # Of evaluation windows, `dense` and `pruned`; None if not finite.
     losses: dict[str, list[float | None]] = {}
-    shares: dict[str, float] = {}  # what goes of each layer by its allocation
     training: dict[str, JsonObject] = {}  # errors of trained blocks
     damping: dict[str, int] = {}  # how many times that of a layer's Gram matrix grew
     # Losses of held-back windows `with` the update and `without`, and whether it was `left_out`.
@@ -57,11 +56,13 @@ class Run(BaseModel):
 
     @staticmethod
     def read(out: Path) -> "Run":
-        """Read that of an unfinished folder; raises ValueError if it has none."""
+        """Read that of an unfinished folder; raises FolderError if it has none."""
         try:
             return Run.model_validate(read_object(out / UNFINISHED / RUN))
         except OSError as error:
-            raise ValueError(f"{str(out)!r} has no unfinished pruning: {error.strerror}") from error
+            raise FolderError(
+                f"{str(out)!r} has no unfinished pruning: {error.strerror}"
+            ) from error
 
 
 class WorkFolder:
@@ -230,7 +231,7 @@ CARD = """---
 {what} The license of the base model applies.
 
 - Score: `{metric}`{formula}, compared within: {group}
-- Allocation over layers: {allocation}; update: {update}
+- Update: {update}
 - Calibrated on: {calibration}
 
 ```

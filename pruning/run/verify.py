@@ -5,7 +5,7 @@ written, one tensor in memory at a time.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +40,10 @@ class LayerCount:
     pattern_ok: bool
 
     @staticmethod
-    def of(name: str, weight: Tensor, target: Target, share: float | None = None) -> "LayerCount":
-        """Count what is in a weight, on the CPU; `share` goes if it is not the target's."""
+    def of(name: str, weight: Tensor, target: Target) -> "LayerCount":
+        """Count what is in a weight, on the CPU."""
         zero = _is_zero(weight)
-        fraction = target.sparsity if share is None else share
-        holds = weight.ndim == 2 and target.group.is_met(zero, fraction)
+        holds = weight.ndim == 2 and target.group.is_met(zero, target.sparsity)
         return LayerCount(name, count(zero), weight.numel(), holds)
 
 
@@ -58,7 +57,6 @@ class Inspector:
     config: PretrainedConfig
     names: Sequence[str]  # of the prunable layers, in order
     target: Target
-    shares: Mapping[str, float]  # what goes of each if not the target's; may be filled in later
 
     def __post_init__(self) -> None:
         self._layers = {
@@ -83,8 +81,7 @@ class Inspector:
             if not is_finite(weight):
                 raise ValueError(f"tensor {published} has a value that is not finite")
             if name := self._layers.get(published):
-                share = self.shares.get(name)
-                self._counts[name] = LayerCount.of(name, weight, self.target, share)
+                self._counts[name] = LayerCount.of(name, weight, self.target)
 
     def look_at_all(self, folder: Path, stage: str = "", on_progress: Progress = unwatched) -> None:
         """Look at the shards of a folder that were not looked at yet."""
@@ -138,8 +135,8 @@ def verify_result(folder: Path, on_progress: Progress = unwatched) -> JsonObject
         group = pattern_group(recipe["pattern"], name) or group_of(name)
         promised = [LayerCount(**layer) for layer in report["layers"]]
         names = [layer.name for layer in promised]
-        target, shares = Target(recipe["sparsity"], group), recipe.get("shares", {})
-        inspector = Inspector(load_config(str(folder)), names, target, shares)
+        target = Target(recipe["sparsity"], group)
+        inspector = Inspector(load_config(str(folder)), names, target)
         inspector.look_at_all(folder, "verify", on_progress)
         for was, now in zip(promised, inspector.layers, strict=True):
             if was != now:

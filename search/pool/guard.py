@@ -68,7 +68,9 @@ def around(drive: Callable[[], object]) -> None:
         drive()
     except SystemExit as end:
         tell(f"exit {end.code or 0}")
-        raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))  # as `command_line.leave`
 
 
 def tell(word: str) -> None:

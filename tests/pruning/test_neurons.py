@@ -336,8 +336,6 @@ def test_result_is_pruned_again_to_two_of_four(made, family, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"allocation": "owl"}, "allocation must be uniform with pattern neurons, which decides "),
-        ({"allocation": "owl", "group": "outputs"}, "allocation must be uniform with "),
         ({"metric": "sparsegpt"}, "pattern must be unstructured or n:m with metric sparsegpt, "),
         ({"group": "model"}, "group must be layer or outputs with pattern neurons, since a model"),
         ({"sparsity": 0.01}, "sparsity must leave a multiple of 32 neurons of the 96 in each MLP"),

@@ -196,7 +196,6 @@ WRITTEN = runpy.run_path(str(Path(__file__).parents[2] / "scripts/write_generate
         ("--metric pruner-zero", ["forward", "backward", "measure"]),
         ("--metric snip", ["forward", "backward", "threshold", "prune"]),
         ("--metric gblm --propagation sequential", ["forward", "backward", "prune"]),
-        ("--metric wanda --allocation owl", ["forward", "threshold", "prune"]),
         ("--recipe fast", ["forward", "backward", "threshold", "prune"]),
     ],
 )

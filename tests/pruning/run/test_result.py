@@ -50,7 +50,7 @@ def store_of(dense, folder):
 
 def procedure_of(model, target):
     recipe = {"model": model, "metric": "W", "sparsity": target.sparsity, "calibration": None}
-    recipe |= {"allocation": "uniform", "update": "none"}
+    recipe["update"] = "none"
     return recipe | {"group": target.group_name, "pattern": target.pattern_text}
 
 
@@ -59,7 +59,7 @@ def saved(dense):
     def save(folder, target=HALF_OF_ROWS, name=None, **measured):
         store = store_of(dense, folder)
         prune(store, Procedure(Metric("W"), target), {})
-        inspector = Inspector(store.model.config, [*linear_layers(store.model)], target, {})
+        inspector = Inspector(store.model.config, [*linear_layers(store.model)], target)
         save_model(store, inspector)
         procedure = procedure_of(name or str(dense), target)
         save_report(folder, procedure, MEASURED | measured, inspector)
@@ -122,7 +122,7 @@ def test_inspector_finds_every_family_under_its_saved_names(tmp_path, family):
     for i, layer in enumerate(layers.values()):
         layer.weight.data.fill_(1.0).view(-1)[: i + 1] = 0.0
     model.save_pretrained(tmp_path)
-    inspector = Inspector(model.config, list(layers), Target(0.0, Row()), {})
+    inspector = Inspector(model.config, list(layers), Target(0.0, Row()))
     inspector.look_at_all(tmp_path)
     assert [layer.zeros for layer in inspector.layers] == list(range(1, len(layers) + 1))
 
@@ -142,7 +142,7 @@ def test_inspector_finds_every_family_under_its_saved_names(tmp_path, family):
 def test_inspector_judges_each_comparison_group(tmp_path, target, rows, holds):
     save_file({"a.weight": torch.tensor(rows).float()}, tmp_path / "model.safetensors")
     config = toy_model("llama").config
-    inspector = Inspector(config, ["a"], target, {})
+    inspector = Inspector(config, ["a"], target)
     inspector.look_at_all(tmp_path)
     assert inspector.layers[0].pattern_ok is holds
 
