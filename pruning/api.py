@@ -96,9 +96,9 @@ def prune(
 ) -> PruneReport:
     """Set the lowest-scoring weights of a model's decoder blocks to zero, in place.
 
-    With the pattern `neurons` the MLPs become narrower, and with them the model and its config. An
-    update that raises the loss on calibration windows that are held back is left out; until that
-    is known, the dense weights stay in memory.
+    With the pattern `neurons` the MLPs become narrower, and with them the model and its config.
+    With an update one of eight windows is held back, the first, the ninth and so on: if their loss
+    is lower without it, it is left out. Until that is known, the dense weights stay in memory.
 
     Raises ValueError if an argument breaks its rule, a statistic is needed and neither given nor to
     be had from windows, or scores are not finite or all the same, which leaves earlier blocks
@@ -111,7 +111,7 @@ def prune(
         windows: Calibration text as token ids, (N, T); None where no statistic is needed.
         recipe: Such as `best`; other arguments go over it, and what it says of texts is not read.
         statistics: Of this model, dense, from `collect_statistics`: what they have needs no
-            windows in a one-shot pruning.
+            windows in a one-shot pruning. For an update, of windows that are not held back.
         on_progress: Called with the stage, the blocks done and the blocks in all.
         options: The command line's options about the method, by name and with its defaults:
             `sparsity`, `pattern`, `group`, `propagation`, `update`, `seed`.

@@ -158,7 +158,7 @@ def put_aside(
     trains = any("targets" in each.enters for each in passes)
     guards = any("masked" in each.enters for each in passes)
     held_back = -(-calibration // HELD_BACK) * guards
-    windows = (kept + 1 + 2 * trains) * calibration + 2 * held_back + 2 * evaluation
+    windows = (kept + 1 + 2 * trains) * calibration + 4 * held_back + 2 * evaluation
     hidden_size: int = model.shapes.config.get_text_config().hidden_size
     waits = frozenset[str]().union(*(each.terminals for each in passes if not each.prunes))
     shapes = [layer.weight.shape for block in layers for layer in block]

@@ -104,8 +104,8 @@ class Step(NamedTuple):
     """What the windows of one stream do at each block."""
 
     # `dense` and `pruned` are measured at the end, `calibration` makes statistics and goes behind
-    # pruned blocks, `targets` are its windows behind dense ones, `masked` some of them behind
-    # blocks that are pruned without an update.
+    # pruned blocks, `targets` are its windows behind dense ones. Those that are held back for the
+    # guard go behind pruned blocks as `updated`, and behind blocks without an update as `masked`.
     stream: str
     words: str
     terminals: frozenset[str] = frozenset()  # the statistics that are added up on the way
@@ -174,7 +174,8 @@ def passes_of(procedure: Procedure, missing: frozenset[str]) -> tuple[Pass, ...]
         dense.append(_statistics(procedure.pruned_terminals, "wait"))
         pruned.append(Step("calibration", "calibration windows move on"))
         if procedure.guarded:
-            pruned.append(Step("masked", "those held back also without the update", way="masked"))
+            pruned.append(Step("updated", "those held back, too"))
+            pruned.append(Step("masked", "also without the update", way="masked"))
     elif inputs and not collects_first:
         dense.append(_statistics(inputs))
     return (*passes, Pass("prune", tuple(dense), _pruning(procedure), tuple(pruned)))

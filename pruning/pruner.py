@@ -6,7 +6,7 @@ The search scores and masks its candidates with the same code.
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -51,9 +51,10 @@ def prune(
 ) -> None:
     """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
 
-    If the procedure is guarded, and the held-back calibration windows' loss is lower without its
-    update, all is pruned again without. Masks by gradients can lower the loss of little pruning
-    below the dense model's, and to restore the dense outputs undoes that.
+    If the procedure is guarded, one calibration window in `HELD_BACK` is used for nothing else: if
+    their loss is lower without the update, all is pruned again without. Masks by gradients can
+    lower the loss of little pruning below the dense model's, and to restore the dense outputs
+    undoes that.
 
     Blocks that the store has already written stay as they are. Raises DegenerateScores if a layer's
     scores are not finite or constant, or its Gram matrix has no factor, and OSError if a disk is
@@ -74,6 +75,8 @@ def prune(
         losses: Measures these.
     """
     check_layers(store.model, procedure.target)
+    if len(windows.get("calibration", ())) < 2:
+        procedure = replace(procedure, guarded=False)
     layers = [layer for of_block in store.layers.values() for layer in of_block]
     dense = {layer: store.dense(layer) for layer in layers if procedure.guarded}
     # In host memory, if a later pass or another pruning needs them.
@@ -206,15 +209,16 @@ class _Walk:
 
     def _start(self, each: Pass) -> None:
         """Let the windows of a pass enter the first block."""
-        # The calibration windows pass the dense model once more as targets, for a training, and
-        # those held back the masked one, to be compared with.
-        again = ("targets", "masked")
+        # The calibration windows pass the dense model once more as targets, for a training.
+        again = ("targets", "updated", "masked")
         source_of = {x: "calibration" if x in again else x for x in each.enters}
         entering = [x for x, source in source_of.items() if source in self.windows]
         with self.store.outside() if entering else nullcontext():
             for name in entering:
                 windows = self.windows[source_of[name]].to(self.store.device)
-                windows = windows[::HELD_BACK] if name == "masked" else windows
+                if self.procedure and self.procedure.guarded and source_of[name] == "calibration":
+                    held_back = torch.arange(len(windows)) % HELD_BACK == 0
+                    windows = windows[held_back == (name in ("updated", "masked"))]
                 kept = each.keeps_inputs and name == "calibration"
                 self.streams[name] = Stream(name, windows, self.states, kept)
                 self.streams[name].embed(self.store.model)
@@ -236,20 +240,19 @@ class _Walk:
 
     def _judge(self) -> None:
         """Compare the held-back windows' losses behind masked blocks with those behind updated."""
-        masked, updated = self.streams.pop("masked"), self.streams.pop("calibration")
-        of_both = self._losses(masked), self._losses(updated, HELD_BACK)
+        of_both = (self._losses(self.streams.pop(name)) for name in ("masked", "updated"))
         before, after = (losses.mean().item() for losses in of_both)
         worse = before < after or math.isnan(after)
         self.guard = {"without": before, "with": after, "left_out": worse}
         if worse and "pruned" in self.streams:  # it will be measured on what is pruned again
             self.streams.pop("pruned").drop(len(self.store.blocks))
 
-    def _losses(self, stream: Stream, step: int = 1) -> Tensor:
-        """Return the losses of one window in so many of a stream that has left the last block."""
-        model, windows = self.store.model, stream.windows[::step]
+    def _losses(self, stream: Stream) -> Tensor:
+        """Return the losses of the windows of a stream that has left the last block."""
+        model, windows = self.store.model, stream.windows
         assert self.losses
         stage, total = f"{stream.name} perplexity", len(windows)
-        states, logits = stream.leave(model, step), partial(logits_in_parts, model)
+        states, logits = stream.leave(model), partial(logits_in_parts, model)
         return self.losses(
             states, logits, windows, lambda done: self.on_progress(stage, done, total)
         )

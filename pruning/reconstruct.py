@@ -31,8 +31,7 @@ class Examples:
 RATE = 0.02
 EPOCHS = 2  # eight with half the rate give the same perplexity in four times the time
 FEW_WINDOWS = 16  # fewer bring less than two thirds of what 32 do, and 128 more yet (docs/LOG.md)
-# One window in so many is not trained on: it tells when to stop, and whether the model is better.
-HELD_BACK = 8
+HELD_BACK = 8  # one window in so many is not trained on: it tells when to stop
 _LEAST_VARIANCE = 1e-6  # added to that of a channel, as a fraction of the mean of all
 
 Weights = Mapping[str, Tensor]
@@ -54,7 +53,7 @@ def reconstruct(
     """Return the weights of a block's layers, fp32, zero where the pruned ones are, and errors.
 
     The module, in the dtype of the passes, is not changed. On fewer than two windows nothing is
-    trained. The seed is that of the windows' order.
+    trained. The seed is that of the windows held back, and of the order of the others.
     """
     device = next(module.parameters()).device
     parameters = {name: f"{name.removeprefix(f'{block}.')}.weight" for name in weights}
@@ -94,8 +93,9 @@ def _train(
     stays = {name: weight != 0 for name, weight in kept.items()}
     free = {name: weight.clone().requires_grad_() for name, weight in kept.items()}
     adam = torch.optim.Adam([{"params": [free[n]], "lr": _rate(w)} for n, w in kept.items()])
-    held_back = range(0, examples.windows, HELD_BACK)
-    trained_on = [window for window in range(examples.windows) if window not in held_back]
+    windows = order.sample(range(examples.windows), examples.windows)
+    held_back = windows[::HELD_BACK]
+    trained_on = [window for window in windows if window not in held_back]
     schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, EPOCHS * len(trained_on))
     errors = [mean_error(kept)]
     for _ in range(EPOCHS):

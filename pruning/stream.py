@@ -105,15 +105,11 @@ class Stream:
             del self.states[self._key(block, i)]
 
     @torch.no_grad()
-    def leave(self, model: PreTrainedModel, step: int = 1) -> Iterator[Tensor]:
-        """Yield the states that enter the head of one window in so many; all are deleted.
-
-        The model's outside must be open.
-        """
+    def leave(self, model: PreTrainedModel) -> Iterator[Tensor]:
+        """Yield each window's states that enter the head; the model's outside must be open."""
         for i, window in enumerate(self.windows):
-            if i % step == 0:
-                hidden = self.input(len(self.calls), i)
-                yield _states_at_head(model, window, hidden)[0]
+            hidden = self.input(len(self.calls), i)
+            yield _states_at_head(model, window, hidden)[0]
             del self.states[self._key(len(self.calls), i)]
 
     def differentiate(self, model: PreTrainedModel) -> None:

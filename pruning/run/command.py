@@ -21,6 +21,7 @@ from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.ranking import DegenerateScores
+from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.run import result
 from prunevolve.pruning.run.job import Job, evaluation_texts, resolve
 from prunevolve.pruning.run.options import Measurement
@@ -70,6 +71,8 @@ def apply(job: Job) -> JsonObject:
         "calibration": calibration.provenance if calibration else None,
         "device": model.device,
     }
+    if job.procedure.guarded:  # by the loss of windows of which no statistics are made
+        recipe["held_back"] = HELD_BACK
     if not job.procedure.own_masks:  # SparseGPT is no formula alone
         recipe["tree"] = job.procedure.metric.to_release_json()
     fingerprints = {"model": checkpoint.fingerprint(), "evaluation": evaluation.provenance}
