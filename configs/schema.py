@@ -284,6 +284,8 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         sections = (Config, Selection, Pruning, Task, Search, Ray)
         keys = {key for section in sections for key in section.model_fields}
+        if problem["loc"][0] == "tasks" and problem["loc"][-1] in ("pruning", "search", "ray"):
+            return f"{path} is an unknown key: a task takes {', '.join(Task.model_fields)} directly"
         near = difflib.get_close_matches(str(problem["loc"][-1]), keys, n=1)
         way_out = f"did you mean {near[0]}?" if near else "configs/schema.json lists the known ones"
         return f"{path} is an unknown key; {way_out}"

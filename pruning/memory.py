@@ -60,11 +60,11 @@ class Plan:
         """Return the plan in words: how, the passes in order, and what is put aside."""
         how = "resident" if self.resident else "streamed, one block at a time"
         places = {name: "on disk" if name in self.on_disk else "in memory" for name in self.aside}
-        aside = [f"{x} {_text(size)} {places[x]}" for x, size in self.aside.items() if size]
+        aside = [f"{_text(size)} of {x} {places[x]}" for x, size in self.aside.items() if size]
         return [
             f"plan: {how}; at most {_text(self.peak)} of {_text(self.budget)} memory",
             *(f"plan: {i}. {x}; holds {_text(size)}" for i, (x, size) in enumerate(self.passes, 1)),
-            f"plan: put aside {', '.join(aside)}; disk needed {_text(self.disk)}",
+            f"plan: keeps {', '.join(aside)}; disk needed {_text(self.disk)}",
         ]
 
 

@@ -141,7 +141,7 @@ def hub_id(model: str) -> tuple[str, str | None] | None:
 
 
 def find_model(model: str, weights: bool = False) -> Path:
-    """Return a model's folder; papers, and perhaps weights, come from the hub if they must."""
+    """Return a model's folder; of a hub's model what is not local is downloaded."""
     on_hub = hub_id(model)
     if on_hub is None:
         return Path(__file__).parent / EMBEDDED if model == EMBEDDED else Path(model)
@@ -187,6 +187,9 @@ def load_tokenizer(model: str, config: PretrainedConfig | None = None) -> PreTra
     config = config or load_config(model)
     vocabulary = config.get_text_config().vocab_size
     with one_line_errors(model):
+        folder = Path(config.name_or_path)
+        if folder.is_dir() and not any(folder.glob("*token*")):
+            raise ValueError("it has no tokenizer.json: copy the dense model's beside the weights")
         tokenizer = AutoTokenizer.from_pretrained(config.name_or_path, trust_remote_code=False)
         size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to
         if size > vocabulary:

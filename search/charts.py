@@ -61,7 +61,7 @@ def fitness_chart(records: Sequence[Record], population: int, width: float = NAR
             axes.axhline(level, color="#555555", linewidth=0.7, zorder=1)
             axes.annotate(name, (1.02, level), xycoords=("axes fraction", "data"), va="center")
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
-        axes.set_ylabel("fitness" + (f"; {above} above the chart" if above else ""))
+        axes.set_ylabel("fitness" + (f"; {above} candidates lie above" if above else ""))
         axes.set_xlabel("candidates")
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Creator": None, "Date": None})

@@ -70,7 +70,7 @@ class Record:
 
     @property
     def index(self) -> int:
-        """The candidate's index."""
+        """Index of the candidate."""
         return self.candidate.index
 
     @property

@@ -233,7 +233,10 @@ def front_table(bred: Sequence[JsonObject], baselines: Mapping[str, float], chos
             name = row["name"] + (", chosen" if is_chosen else "")
             formula = (row["group"], Metric.parse(row["metric"]).infix)
             rows.append((name, str(row["size"]), f"{row['fitness']:.4f}", *formula))
-    about = "None that is smaller is as fit; and the chosen one. hall_of_fame.csv has their texts."
+    about = (
+        "Of each size the fittest, if no smaller one is as fit, and the chosen one. "
+        "hall_of_fame.csv has their texts."
+    )
     columns = ("candidate or baseline", "size", "fitness", "group", FORMULA)
     return Table("Pareto front of the found and the baselines", about, columns, _joined(rows))
 

@@ -56,10 +56,11 @@ def convergence(fitness: Sequence[float | None]) -> str:
     best = list(accumulate((math.inf if f is None else f for f in fitness), min))
     if not best or best[-1] == math.inf:
         return "no candidate was evaluated yet"
-    line = f"last improvement at candidate {best.index(best[-1])}, of 0 to {len(best) - 1}"
+    line = f"last improvement: candidate {best.index(best[-1])} of {len(best)}"
     before = best[len(best) - len(best) // 3 - 1]
-    more = f"; the last third lowered the fitness by {before - best[-1]:.4f}"
-    return line if before == math.inf else line + more
+    gain = before - best[-1]
+    more = f"{gain:.4f} lower in the last third" if gain else "none in the last third"
+    return line if before == math.inf else f"{line}, {more}"
 
 
 def best_of_the_baselines(tasks: Sequence[JsonObject]) -> str:

@@ -84,6 +84,9 @@ def apply(job: Job) -> JsonObject:
         kept = Path(request.statistics)
         statistics = result.kept_statistics(kept, work.run.identity, store)
     print(f"pruning: {job}", *job.plan_lines, sep="\n", file=sys.stderr)
+    if store.written:
+        done = f"{len(store.written)} of {len(store.blocks)} blocks done"
+        print(f"resumed: {done}; the passes over the others begin anew", file=sys.stderr)
     with shown_progress(on_stderr()) as progress, work.open():
         if not (work.result / REPORT).exists():  # else it has only to be moved to its place
             inspector = _carry_out(job, windows, tasks, store, statistics, work, progress)

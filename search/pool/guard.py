@@ -76,8 +76,8 @@ def around(drive: Callable[[], object]) -> None:
 def tell(word: str) -> None:
     """Tell the guard, if there is one, how Ray is and how this ends.
 
-    `joins`: it is asked, and is watched within a minute; `answers`: it did; `quiet`: it is no
-    longer used; `resume HOW`: how to go on; `exit CODE`: the end.
+    `joins`: Ray starts, and must answer within a minute; `answers`: it answered; `quiet`: it
+    is no longer used; `resume HOW`: how to go on; `exit CODE`: the end.
     """
     if _to_guard is not None:
         with suppress(OSError):  # it was killed: a signal follows

@@ -76,12 +76,12 @@ def test_verdict_on_tasks_that_differ_is_that_of_the_worst_and_names_them():
     [
         (
             [1.0, 0.9, None, 0.95, 0.8, 0.9],
-            "candidate 4, of 0 to 5; the last third lowered the fitness by 0.1000",
+            "candidate 4 of 6, 0.1000 lower in the last third",
         ),
-        ([1.0, 0.7, 0.8], "candidate 1, of 0 to 2; the last third lowered the fitness by 0.0000"),
-        ([None, None, 0.9], "candidate 2, of 0 to 2"),
+        ([1.0, 0.7, 0.8], "candidate 1 of 3, none in the last third"),
+        ([None, None, 0.9], "candidate 2 of 3"),
     ],
 )
 def test_convergence_names_the_last_improvement_and_what_the_last_third_brought(fitness, line):
-    assert convergence(fitness) == f"last improvement at {line}"
+    assert convergence(fitness) == f"last improvement: {line}"
     assert convergence([None]) == "no candidate was evaluated yet"
