@@ -90,8 +90,8 @@ def test_pattern_owns_its_sparsity(pattern, removed):
         ("base=paper", f"base {UNKNOWN}"),
         (
             "tasks=[{pruning: {sparsity: 0.5}}]",
-            "tasks.0.pruning is an unknown key: a task takes model, dtype, sparsity, pattern, weight, "
-            "calibration, fitness, selection, report directly",
+            "tasks.0.pruning is an unknown key: a task takes model, dtype, sparsity, pattern, "
+            "weight, calibration, fitness, selection, report directly",
         ),
         ("pruning.sparsity=1", "pruning.sparsity = '1': Input should be less than 1"),
         ("search.initial_depth=[1]", "search.initial_depth.1 is missing: it has no default"),
