@@ -188,7 +188,8 @@ def load_tokenizer(model: str, config: PretrainedConfig | None = None) -> PreTra
     vocabulary = config.get_text_config().vocab_size
     with one_line_errors(model):
         folder = Path(config.name_or_path)
-        if folder.is_dir() and not any(folder.glob("*token*")):
+        patterns = ("*token*", "*vocab*", "*.model")
+        if folder.is_dir() and not any(any(folder.glob(x)) for x in patterns):
             raise ValueError("it has no tokenizer.json: copy the dense model's beside the weights")
         tokenizer = AutoTokenizer.from_pretrained(config.name_or_path, trust_remote_code=False)
         size = tokenizer.vocab_size  # without added tokens, which no text is tokenized to

@@ -108,8 +108,15 @@ def prune(
     if walk.guard["left_out"]:
         plain = procedure.without_update
         left = {name: x for name, x in windows.items() if name != "dense"}
+        left["calibration"] = parted(windows["calibration"])[0]
         options = kept_scores, record, losses
         prune(store, plain, left, states, walk.statistics, on_progress, *options)
+
+
+def parted(windows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return calibration windows, (N, T), but for those that a guard holds back, and these."""
+    held_back = torch.arange(len(windows)) % HELD_BACK == 0
+    return windows[~held_back], windows[held_back]
 
 
 def check_layers(model: PreTrainedModel, target: Target) -> None:
@@ -217,8 +224,7 @@ class _Walk:
             for name in entering:
                 windows = self.windows[source_of[name]].to(self.store.device)
                 if self.procedure and self.procedure.guarded and source_of[name] == "calibration":
-                    held_back = torch.arange(len(windows)) % HELD_BACK == 0
-                    windows = windows[held_back == (name in ("updated", "masked"))]
+                    windows = parted(windows)[name in ("updated", "masked")]
                 kept = each.keeps_inputs and name == "calibration"
                 self.streams[name] = Stream(name, windows, self.states, kept)
                 self.streams[name].embed(self.store.model)

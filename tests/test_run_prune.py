@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -493,6 +494,31 @@ def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp
     if "update_left_out" not in paper(tmp_path / "out", "recipe"):
         assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
     assert not (tmp_path / "out" / ".unfinished").exists()
+    verify_result(tmp_path / "out")
+
+
+@pytest.mark.parametrize("shard", [2, 3, 4])  # of two blocks, which are written twice
+def test_resume_of_what_is_pruned_again_without_its_update(
+    prune_small, at_shard, tmp_path, monkeypatch, shard
+):
+    def losses_of(states, logits, windows, *on_window):
+        losses = measure(states, logits, windows, *on_window)
+        lengths.append(len(windows))
+        return losses + (lengths[-2:] == [1, 1])  # held back: behind masked, then updated blocks
+
+    measure, lengths = command.window_losses, []
+    monkeypatch.setattr(command, "window_losses", losses_of)
+    way = {"metric": "gblm", "group": "model", "update": "sparsegpt", "propagation": "one-shot"}
+    prune_small(**way)
+    assert paper(tmp_path / "out", "recipe")["update_left_out"]
+    expected = checksums_of(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    at_shard(shard, interrupt)
+    prune_small(**way, code=3)
+    prune_small(**way, resume=True)
+    assert checksums_of(tmp_path / "out") == expected
+    plain = paper(tmp_path / "out", "report")
+    assert any("the update was left out" in line for line in plain["warnings"])
     verify_result(tmp_path / "out")
 
 

@@ -19,7 +19,7 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.models import hub_id, linear_layers, load_model
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
-from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.pruner import parted, prune
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.run import result
@@ -179,6 +179,8 @@ def _carry_out(
     texts = {name: evaluation for name in ("dense", "pruned") if name not in run.losses}
     if calibration := windows.get("calibration"):
         texts["calibration"] = calibration.tokens
+        if run.guard:  # so that what is left to do sees the windows that it saw before
+            texts["calibration"] = parted(calibration.tokens)[0]
     on_disk = job.plan.on_disk
     if statistics is None and "statistics" in on_disk:
         statistics = DiskOffload(work.statistics)
