@@ -157,6 +157,9 @@ class Search(_Section):
     seed: Seed = 0
     candidates: Count = 64
     """Children bred, whatever their outcome."""
+    hours: float | None = Field(default=None, gt=0)
+    """Hours since the run began after which none is bred any more; what then is under way is
+    evaluated, and the winner chosen and measured."""
     population: int = Field(default=24, ge=2, le=5000)
     lag: int = Field(default=8, ge=0, le=10**6)
     """Number of previous outcomes a child does not wait for; 0 is the paper's loop."""

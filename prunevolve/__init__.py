@@ -17,7 +17,7 @@ _PUBLIC = {
         *("load_tokenizer", "prune", "read_metric"),
     ),
     "prunevolve.search.run": (
-        *("Record", "Result", "Unfinished", "evolve", "read_config", "resume"),
+        *("Found", "Record", "Result", "Unfinished", "evolve", "read_config", "resume"),
     ),
 }
 

@@ -145,6 +145,11 @@ class Evolution:
         """Whether all candidates are bred and committed."""
         return self._committed >= self.search.candidates
 
+    @property
+    def waits(self) -> bool:
+        """Whether candidates are bred and not committed."""
+        return self._committed < self._bred
+
     def ask(self) -> Iterator[Candidate]:
         """Breed the candidates that the lag allows, lazily, one at a time.
 

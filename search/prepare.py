@@ -22,7 +22,7 @@ from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import scale_of, wanted_of
 
 MUTABLE: Mapping[str, bool | set[str]] = {
-    "search": {"candidates"},
+    "search": {"candidates", "hours"},
     "ray": True,
     "low_memory": True,
     "tensorboard": True,

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from textwrap import shorten
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -23,6 +22,7 @@ from rich.console import Console
 
 from prunevolve.command_line import SEARCH
 from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.progress import shown_progress
 from prunevolve.search.records import OUTCOMES, Record, Timing
 from prunevolve.search.run_folder import FolderError, RunFolder, WriteError
@@ -39,6 +39,7 @@ OnRecord = Callable[[Record], object]  # called with each that is in the journal
 RUNNING, CHOOSING, FINISHED = "running", "measuring finalists", "finished"
 
 SHOWN = 4  # descents of which a line says how far they are
+_WIDEST = 60  # characters of a formula in a line
 _CHECKPOINT_EVERY = 50  # candidates between two checkpoints
 _SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0  # between two updates: on screen, of `status.json`
 
@@ -112,6 +113,7 @@ class Recorder:
         self._show("candidates", status["candidates"], status["of"], lines_of(status))
         if now - self._written >= _STATUS_SECONDS or done:
             self._written = now
+            self.folder.write_hall_of_fame([], self.evolution.state.hall_of_fame)
             self.folder.write_json("status.json", status)
             if self._events:
                 for name, value in values_of(status).items():
@@ -129,10 +131,14 @@ class Recorder:
         if state.best and not (folder.path / "summary.json").is_file():
             folder.write_best(state.best, self.experiment.origin())
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of all the run's processes."""
+        return time.monotonic() - self.began
+
     def status(self, state: str) -> JsonObject:
         """Return the run's status now."""
-        workers, evolved = self.pool.workers, self.evolution.state
-        seconds = time.monotonic() - self.began
+        workers, evolved, seconds = self.pool.workers, self.evolution.state, self.seconds
         return {
             "state": state,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -164,10 +170,10 @@ def lines_of(status: JsonObject) -> list[str]:
     fitness = f"{best['fitness']:.4f}" if best else "none yet"
     lines = [f"fitness: dense 0, best baseline 1, best {fitness}"]
     if best:
-        text = shorten(best["metric"], 100, placeholder=" ...")
-        lines.append(f"best: {text}, group {best['group']}")
+        lines.append(f"best: {_formula(best['metric'])}, group {best['group']}")
     lines.append(f"outcomes: {_counts(status['outcomes'])}")
-    lines.append(f"workers: {_counts(status['workers'])}; {pace}")
+    is_under_way = status["state"] in (RUNNING, CHOOSING)
+    lines.append(f"workers: {_counts(status['workers'])}; {pace}" if is_under_way else pace)
     if descents := status.get("descents"):
         steps = [
             f"candidate {index} at step {done} of {n}" for index, (done, n) in descents.items()
@@ -179,8 +185,20 @@ def lines_of(status: JsonObject) -> list[str]:
     return lines
 
 
+def _formula(text: str) -> str:
+    """Return a metric's formula, cut behind a factor if it is long."""
+    formula, depth, end = Metric.parse(text).infix, 0, 0
+    if len(formula) <= _WIDEST:
+        return formula
+    for i, sign in enumerate(formula[:_WIDEST]):
+        depth += (sign == "(") - (sign == ")")
+        if depth == 0 and sign in "·/+-" and formula[i - 1] == " ":
+            end = i - 1
+    return f"{formula[:end]} …" if end else f"{formula[:_WIDEST]}…"
+
+
 def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"
 
 
 def status_of(folder: RunFolder) -> JsonObject:
@@ -209,5 +227,10 @@ def print_status(folder: RunFolder, console: Console) -> JsonObject:
     if state not in (RUNNING, CHOOSING, FINISHED):
         state += f"; resume with {SEARCH} --resume {shlex.quote(str(folder.path))}"
     head = f"{folder.path}: {state}, as of {status['written']}"
-    console.print(head, done, status["convergence"], *lines_of(status), sep="\n")
+    front = [
+        f"  size {row['size']:>2}, fitness {float(row['fitness']):.4f}: {_formula(row['metric'])}"
+        for row in folder.front()
+    ]
+    shown = ["front, no smaller one as fit:", *front] if front else []
+    console.print(head, done, status["convergence"], *lines_of(status), *shown, sep="\n")
     return status

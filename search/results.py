@@ -1,7 +1,6 @@
 """The end of a search: its winner, measured on the report text, as files and on the screen."""
 
 import shlex
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +57,7 @@ def finish(recorder: Recorder) -> JsonObject:
         "tasks": tasks,
         "selection": choice.standings,
         "path": choice.path,
-        "seconds": round(time.monotonic() - recorder.began, 1),
+        "seconds": round(recorder.seconds, 1),
         # The first task's results also stand here.
         **{key: first[key] for key in ("dense", "baselines", "behind_best", "perplexity_of")},
     }

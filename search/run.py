@@ -4,6 +4,7 @@ From Python see docs/PYTHON.md.
 """
 
 import io
+import math
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.configs.schema import load as read_config
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.progress import step
 from prunevolve.search.evaluator import free_memory_as_usual
 from prunevolve.search.evolution import Evolution, State
@@ -35,7 +36,7 @@ from prunevolve.search.records import Record
 from prunevolve.search.results import finish, rebuild_report, say_files
 from prunevolve.search.run_folder import FolderError, RunFolder
 
-__all__ = ["Record", "Result", "Unfinished", "evolve", "read_config", "resume"]
+__all__ = ["Found", "Record", "Result", "Unfinished", "evolve", "read_config", "resume"]
 
 _LEAST_LAG, _GOOD_LAG = 4, 16
 """Lags for each worker: with less than the first they wait for one another; with the second 95%
@@ -53,6 +54,14 @@ class Unfinished(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Found(Criterion):
+    """A metric that a search found, with its comparison group, which `prune` takes."""
+
+    name: str  # the candidate's index, and behind a dash how many factors were left out
+    fitness: float
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished search: its folder, from which it can be extended, and `summary.json`."""
 
@@ -64,6 +73,14 @@ class Result:
     def best(self) -> Criterion:
         """The winner on the selection text."""
         return Criterion.parse(self.summary["best"]["metric"], self.summary["best"]["group"])
+
+    @property
+    def front(self) -> tuple[Found, ...]:
+        """The metrics that no smaller one equals or beats, by ascending size."""
+        return tuple(
+            Found(Metric.parse(row["metric"]), row["group"], row["name"], float(row["fitness"]))
+            for row in RunFolder.look(self.folder).front()
+        )
 
 
 def evolve(
@@ -114,7 +131,8 @@ def resume(
         check_identity(run, settings(config))  # before a text is read
         records, summary = run.records(), run.summary()
         done, candidates = len(records), config.search.candidates
-        if summary and summary["candidates"] == done == candidates:
+        ended = done == candidates or _seconds(run) >= _limit(config)
+        if summary and summary["candidates"] == done and ended:
             if not (path / "report.html").exists():  # killed before it was written
                 rebuild_report(run)
             console.print(f"{path} is finished; nothing to do")
@@ -191,9 +209,7 @@ def _run(
     on_record: OnRecord,
 ) -> Result:
     """Evolve to the end and measure the winner; the records are emptied once they are replayed."""
-    began = time.monotonic()
-    with suppress(ValueError):  # no status was written
-        began -= float(folder.read_json("status.json", "seconds")["seconds"])  # before
+    began = time.monotonic() - _seconds(folder)
     with _resumable(folder) as command:
         write_environment(folder, experiment)
         config = schema.to_yaml(experiment.config)
@@ -217,10 +233,14 @@ def _run(
             recorder.outcomes.update(record.outcome.kind for record in records)
             records.clear()  # frees the memory of what can be twenty thousand records
             _evolve(evolution, pool, recorder)
+        hours, committed = experiment.config.search.hours, evolution.state.committed
+        if not evolution.done:
+            console.print(f"search.hours = {hours:g} are over after {committed} candidates")
         if evolution.state.best is None:
+            more = "candidates" if evolution.done else "hours"
             raise Unfinished(
                 "error: no candidate was evaluated to the end; breed more: "
-                f"{command} --set search.candidates=N",
+                f"{command} --set search.{more}=N",
                 NOTHING_EVALUATED,
             )
         return Result(folder.path, finish(recorder))
@@ -239,14 +259,29 @@ def state_before(
     return State()
 
 
+def _limit(config: Config) -> float:
+    """Return the seconds after which no candidate is bred any more."""
+    return 3600 * (config.search.hours or math.inf)
+
+
+def _seconds(folder: RunFolder) -> float:
+    """Return the seconds that a run's processes took before."""
+    with suppress(ValueError):  # no status was written
+        return float(folder.read_json("status.json", "seconds")["seconds"])
+    return 0.0
+
+
 def _evolve(evolution: Evolution, pool: Pool, recorder: Recorder) -> None:
     """Run the loop to its end; each record is in the journal before the next is committed."""
-    while not evolution.done:
-        for candidate in evolution.ask():
+    limit = _limit(recorder.experiment.config)
+    while not evolution.done and (recorder.seconds < limit or evolution.waits):
+        for candidate in evolution.ask() if recorder.seconds < limit else ():
             if candidate.decided:
                 recorder.add(evolution.tell(candidate.index, candidate.decided))
             else:
                 pool.submit(candidate)
+            if recorder.seconds >= limit:
+                break
         if not evolution.done and (job := pool.next_done()):
             recorder.note(job)
             recorder.add(evolution.tell(job.candidate.index, job.outcome))

@@ -234,6 +234,14 @@ class RunFolder:
             writer.writerow({**row, "name": name, "pareto": str(on_front).lower()})
         self.write_text("hall_of_fame.csv", table.getvalue())
 
+    def front(self) -> list[dict[str, str]]:
+        """Return the rows of `hall_of_fame.csv` that no smaller metric equals or beats."""
+        path = self.path / "hall_of_fame.csv"
+        if not path.is_file():
+            return []
+        with _reading(path), path.open(encoding="utf-8", newline="") as file:
+            return [row for row in csv.DictReader(file) if row["pareto"] == "true"]
+
     def write_best(self, record: Record, provenance: Mapping[str, object]) -> None:
         """Write `best_metric.json`, which `run_prune.py --metric` reads."""
         metric = record.criterion.metric

@@ -71,7 +71,7 @@ def test_status_is_shown_without_the_libraries_of_a_search(tmp_path):
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith("run: stopped while running; resume with ")
     assert run.stdout.splitlines()[-2:] == [
-        "workers: 2 ready, 1 busy, 0 starting; 3600 candidates an hour",
+        "3600 candidates an hour",
         "faults: 3 lost; the last: lost: it ended",
     ]
 

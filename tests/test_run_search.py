@@ -1,16 +1,20 @@
 """A whole search on the embedded model, in this process: its files, its table, its exit codes."""
 
+import csv
 import json
 import re
 import shutil
 from contextlib import closing
 
 import pytest
+import torch
 from safetensors import safe_open
 from search_process import started
 from toy_models import change_weights, losses_in
 
+from prunevolve import evolve, resume
 from prunevolve.configs import schema
+from prunevolve.pruning import api
 from prunevolve.pruning.baselines import BASELINES
 from prunevolve.pruning.masks import Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
@@ -271,7 +275,12 @@ def test_status_tells_where_a_finished_run_stands(finished, call):
     lines = lines_of(finished / "journal.jsonl")
     best = min((x for x in lines if x["fitness"] is not None), key=lambda x: x["fitness"])
     assert "candidates: 16/16\n" in out
-    assert f"best: {best['metric']}, group {best['group']}\n" in out
+    assert f"best: {Metric.parse(best['metric']).infix}, group {best['group']}\n" in out
+    rows = list(csv.DictReader((finished / "hall_of_fame.csv").open()))
+    front = [Metric.parse(row["metric"]).infix for row in rows if row["pareto"] == "true"]
+    told = out.partition("front, no smaller one as fit:\n")[2].splitlines()
+    assert [line.partition(": ")[2] for line in told] == front
+    assert "ready" not in out  # nothing works any more
     assert sum(read(finished / "status.json")["outcomes"].values()) == 16
 
 
@@ -361,6 +370,33 @@ def test_resume_of_a_finished_run_tells_its_result_measuring_nothing(run, monkey
     line = call("--resume", run)[0].splitlines()[-1]
     assert line.startswith("apply it: python run_prune.py --model embedded --metric ")
     assert f"--metric {run / 'best_metric.json'} --sparsity 0.6" in line
+
+
+def test_search_breeds_no_more_once_its_hours_are_over_and_goes_on_with_more(
+    finished, tmp_path, monkeypatch, call
+):
+    bred = []
+    seconds = property(lambda self: 3600.0 * len(bred))
+    monkeypatch.setattr("prunevolve.search.progress.Recorder.seconds", seconds)
+    config = schema.load(None, [*SMALL, "search.hours=5", "search.lag=3"])
+    result = evolve(config, tmp_path / "run", on_record=bred.append)
+    assert 5 <= len(bred) <= 5 + 1 + 3
+    assert result.summary["candidates"] == len(bred)
+    monkeypatch.setattr("prunevolve.search.run.backend_of", None)  # what would start a worker
+    assert not resume(tmp_path / "run").is_new
+    monkeypatch.undo()
+    resume(tmp_path / "run", ["search.hours=null"])
+    (whole, journal) = (lines_of(x / "journal.jsonl") for x in (finished, tmp_path / "run"))
+    assert len(journal) == len(whole)
+
+
+def test_front_has_the_metrics_that_no_smaller_one_beats_and_prune_takes_them(finished):
+    front = resume(finished).front
+    assert [x.metric.size for x in front] == sorted({x.metric.size for x in front})
+    assert [x.fitness for x in front] == sorted((x.fitness for x in front), reverse=True)
+    model = load_model("embedded", "float32")
+    report = api.prune(model, front[0], torch.zeros(1, 8, dtype=torch.int64), sparsity=0.5)
+    assert (report.metric, report.group) == (front[0].text, front[0].group)
 
 
 def test_resume_replays_the_journal_where_the_checkpoint_is_of_no_use(

@@ -487,7 +487,15 @@ def test_error_in_a_step_fails_its_candidate_and_no_worker(backend):
 
 
 STATUS = {
-    **{"best": None, "per_hour": 60, "outcomes": {}, "workers": {}, "faults": {}, "trouble": ""},
+    **{
+        "state": "running",
+        "best": None,
+        "per_hour": 60,
+        "outcomes": {},
+        "workers": {},
+        "faults": {},
+        "trouble": "",
+    },
     "descents": {str(index): [index, 9] for index in range(1, SHOWN + 3)},
 }
 
