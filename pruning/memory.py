@@ -60,11 +60,14 @@ class Plan:
         """Return the plan in words: how, the passes in order, and what is put aside."""
         how = "resident" if self.resident else "streamed, one block at a time"
         places = {name: "on disk" if name in self.on_disk else "in memory" for name in self.aside}
-        aside = [f"{_text(size)} of {x} {places[x]}" for x, size in self.aside.items() if size]
+        aside = [f"{text_of(size)} of {x} {places[x]}" for x, size in self.aside.items() if size]
         return [
-            f"plan: {how}; at most {_text(self.peak)} of {_text(self.budget)} memory",
-            *(f"plan: {i}. {x}; holds {_text(size)}" for i, (x, size) in enumerate(self.passes, 1)),
-            f"plan: keeps {', '.join(aside)}; disk needed {_text(self.disk)}",
+            f"plan: {how}; at most {text_of(self.peak)} of {text_of(self.budget)} memory",
+            *(
+                f"plan: {i}. {x}; holds {text_of(size)}"
+                for i, (x, size) in enumerate(self.passes, 1)
+            ),
+            f"plan: keeps {', '.join(aside)}; disk needed {text_of(self.disk)}",
         ]
 
 
@@ -86,17 +89,17 @@ def plan_pruning(
     budget = _size(max_memory) if max_memory else min(free)
     passes = passes_of(procedure, procedure.dense_terminals)
     peaks = tuple((each, peak_of(each, model, procedure)) for each in passes)
-    loaded = loads * (sum(_block_sizes(model)) + _outside_size(model))
+    loaded = loads * (sum(block_sizes(model)) + outside_size(model))
     most = max(loaded, *(size for _, size in peaks))
     on_gpu = torch.device(model.device).type == "cuda"
     # What a GPU holds is not in the host's memory, but a whole model is loaded by way of it.
     needed = LIBRARIES + ((loaded or _shard_size(model)) if on_gpu else most)
     if needed > budget:
         rest = "the whole model" if loads else "a block and the work on it"
-        parts = f"{_text(LIBRARIES)} for libraries, the rest for {rest}"
-        least = f"{math.ceil(needed / 2**10)} KiB here, {_text(needed)} ({parts})"
+        parts = f"{text_of(LIBRARIES)} for libraries, the rest for {rest}"
+        least = f"{math.ceil(needed / 2**10)} KiB here, {text_of(needed)} ({parts})"
         way_out = "give more, or a smaller --seqlen or --dtype"
-        raise ValueError(f"max-memory must be at least {least}, got {_text(budget)}: {way_out}")
+        raise ValueError(f"max-memory must be at least {least}, got {text_of(budget)}: {way_out}")
     room, on_disk = budget - needed, []
     aside = put_aside(model, passes, calibration, evaluation)
     for name, size in aside.items():
@@ -104,12 +107,12 @@ def plan_pruning(
             room -= size
         else:
             on_disk.append(name)
-    peak, blocks = budget - room, _block_sizes(model)
+    peak, blocks = budget - room, block_sizes(model)
     if on_gpu:
         there, _ = torch.cuda.mem_get_info(model.device)
         room = there - max(blocks) - most  # beside an open block and the next one
         if room < 0:
-            rule = f"must have {_text(there - room)} free, got {_text(there)}"
+            rule = f"must have {text_of(there - room)} free, got {text_of(there)}"
             way_out = "use a smaller --seqlen, or --device cpu"
             raise ValueError(f"device {model.device!r} {rule}: {way_out}")
     resident = sum(blocks) <= room
@@ -132,7 +135,7 @@ def peak_of(each: Pass, model: UnloadedModel, procedure: Procedure) -> int:
     weights = max(sum(layer.weight.numel() for layer in block) for block in layers)
     new += item * weights * ("masked" in each.enters)  # beside a block without the update
     backward = each.name == "backward"
-    window = item * _activations(model, backward)
+    window = item * activations(model, backward)
     window += 2 * item * largest * backward  # a weight's gradient, and it times a constant
     window += 16 * min(largest, DEVICE_CHUNK) * (backward and on_device)
     pruning = new + scored
@@ -140,13 +143,12 @@ def peak_of(each: Pass, model: UnloadedModel, procedure: Procedure) -> int:
         inputs = max(layer.in_features for block in layers for layer in block)
         pruning = max(pruning, new + 4 * (2 * largest + 4 * inputs**2))
     if procedure.training:
-        trained = 4 * _TRAINED_VALUES * weights + item * _activations(model, backward=True)
+        trained = 4 * _TRAINED_VALUES * weights + item * activations(model, backward=True)
         pruning = max(pruning, new + trained)
     sums = max(sums_size(block, each.terminals) for block in layers) if each.terminals else 0
     work = max(window + new, pruning * bool(each.prunes))
-    logits: int = 3 * 4 * HEAD_TOKENS * model.shapes.config.get_text_config().vocab_size
     # A block is open, or the model's outside.
-    return max(max(_block_sizes(model)) + sums + work, _outside_size(model) + logits + new)
+    return max(max(block_sizes(model)) + sums + work, outside_size(model) + head_size(model) + new)
 
 
 def put_aside(
@@ -171,14 +173,22 @@ def _layers(model: UnloadedModel) -> list[list[nn.Linear]]:
     return [list(layers.values()) for layers in layers_by_block(model.shapes).values()]
 
 
-def _block_sizes(model: UnloadedModel) -> list[int]:
+def block_sizes(model: UnloadedModel) -> list[int]:
+    """Return the bytes of each block's parameters."""
     item, blocks = DTYPES[model.dtype].itemsize, decoder_blocks(model.shapes).values()
     return [item * sum(p.numel() for p in block.parameters()) for block in blocks]
 
 
-def _outside_size(model: UnloadedModel) -> int:
+def outside_size(model: UnloadedModel) -> int:
+    """Return the bytes of the parameters outside the blocks."""
     outside = set(outside_blocks(model.shapes).values())  # tied ones once
     return DTYPES[model.dtype].itemsize * sum(p.numel() for p in outside)
+
+
+def head_size(model: UnloadedModel) -> int:
+    """Return the bytes of the logits of some tokens, in fp32, with what is made of them."""
+    vocabulary: int = model.shapes.config.get_text_config().vocab_size
+    return 3 * 4 * HEAD_TOKENS * vocabulary
 
 
 def _shard_size(model: UnloadedModel) -> int:
@@ -187,7 +197,7 @@ def _shard_size(model: UnloadedModel) -> int:
     return DTYPES[model.own_dtype].itemsize * weights
 
 
-def _activations(model: UnloadedModel, backward: bool) -> int:
+def activations(model: UnloadedModel, backward: bool) -> int:
     """Return a bound of the values of one window's activations in one block."""
     config, length = model.shapes.config.get_text_config(), model.seqlen
     wide: int = getattr(config, "intermediate_size", 0) or getattr(config, "ffn_dim", 0)
@@ -214,7 +224,8 @@ def cgroup_rooms(root: Path) -> list[int]:
     return rooms
 
 
-def _text(size: int) -> str:
+def text_of(size: int) -> str:
+    """Return a size in words."""
     return ByteSize(size).human_readable(separator=" ")
 
 

@@ -86,7 +86,7 @@ def _search(config: Config | None, folder: Path, overrides: list[str], validate:
     from transformers.utils import logging
 
     from prunevolve.search import run
-    from prunevolve.search.experiment import plan_of
+    from prunevolve.search.plan import plan_of
     from prunevolve.search.progress import status_of
     from prunevolve.search.run_folder import RunFolder
 

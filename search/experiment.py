@@ -26,7 +26,7 @@ from prunevolve.evaluation.windows import (
     share_windows,
     special_note,
 )
-from prunevolve.pruning.baselines import BASELINES, NEURON_BASELINES
+from prunevolve.pruning.baselines import BASELINES, NEURON_BASELINES, SPARSEGPT
 from prunevolve.pruning.masks import Target, group_of, pattern_group
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import DTYPES, load_config, load_tokenizer, pinned, skeleton
@@ -34,6 +34,10 @@ from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.breeding.variation import Breeder, read_seeds
+
+SEEDED_BY_METHOD = (
+    "seed sparsegpt is its score alone, W² / H: a search measures metrics without an update"
+)
 
 DRAWN, DRAWN_LENGTH = 512, 256
 """Windows of the fitness texts among which each step of a descent draws some, and their tokens."""
@@ -65,15 +69,17 @@ class Experiment:
     terminals: frozenset[str]  # the statistics that candidates, seeds and baselines may use
     breeder: Breeder
     device: str = "cpu"
-    warnings: tuple[str, ...] = ()  # reasons to trust the statistics less, after `read_texts`
+    warnings: tuple[str, ...] = ()  # after `read_texts` with reasons to trust statistics less
 
     def read_texts(self) -> "Experiment":
         """Return the experiment with its windows; raise ValueError if a text is unavailable."""
-        subjects, warnings = [], []
+        subjects, warnings = [], [*self.warnings]
         for subject in self.subjects:
             tokenizer = load_tokenizer(subject.model)
-            windows = {role: _cut(role, kinds, tokenizer) for role, kinds in subject.texts.items()}
-            windows["descent"] = _cut("fitness", _drawn(subject.texts["fitness"]), tokenizer)
+            windows = {
+                role: cut_text(role, kinds, tokenizer) for role, kinds in subject.texts.items()
+            }
+            windows["descent"] = cut_text("fitness", _drawn(subject.texts["fitness"]), tokenizer)
             subjects.append(replace(subject, windows=windows))
             if note := special_note(windows["calibration"].tokens, tokenizer):
                 warnings.append(f"{subject.model}: {note}")
@@ -177,6 +183,7 @@ def resolve(config: Config) -> Experiment:
         terminals=frozenset(names).union(*(criterion.metric.terminals for criterion in used)),
         breeder=breeder,
         device="cuda" if ray.gpus_per_worker else "cpu",
+        warnings=(SEEDED_BY_METHOD,) * (SPARSEGPT in config.search.seeds),
     )
 
 
@@ -216,7 +223,8 @@ def _drawn(kinds: Sequence[Text]) -> list[Text]:
     ]
 
 
-def _cut(role: str, kinds: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Windows:
+def cut_text(role: str, kinds: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Windows:
+    """Return the windows of a role's kinds of text; an error names the role."""
     with _naming(role):
         return cut_all(kinds, tokenizer)
 
@@ -244,19 +252,3 @@ def _check_tasks(tasks: Sequence[Task], stages: Sequence[int]) -> None:
             raise ValueError(f"search.stages must {rule}; got {stages}")
         if group := pattern_group(task.pattern, None):
             check_layers(skeleton(model, DTYPES[task.dtype]), Target(task.sparsity, group))
-
-
-def plan_of(config: Config) -> list[str]:
-    """Return the models and texts of a search, in lines; raises as `resolve`."""
-    lines = []
-    for subject in resolve(config).subjects:
-        model = skeleton(load_config(subject.model), DTYPES[subject.dtype])
-        size = f"{model.num_parameters():,} parameters in {subject.dtype}"
-        lines.append(f"model {subject.model}: {size}")
-        tokenizer = load_tokenizer(subject.model)
-        for role, kinds in subject.texts.items():
-            notes = [note for kind in kinds if (note := kind.check())]
-            if not notes:
-                notes = [f"{_cut(role, kinds, tokenizer).tokens.numel():,} tokens"]
-            lines += [f"text {role}: {note}" for note in notes]
-    return lines

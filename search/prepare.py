@@ -3,7 +3,9 @@
 import hashlib
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from importlib import metadata
 
@@ -16,6 +18,7 @@ from prunevolve.pruning.models import find_model, hub_id
 from prunevolve.pruning.progress import step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest
+from prunevolve.search.plan import work_after
 from prunevolve.search.pool.pool import Pool
 from prunevolve.search.pool.worker import code_digest
 from prunevolve.search.run_folder import FolderError, RunFolder
@@ -47,9 +50,15 @@ def prepare(
         for number, statistics in _kept(folder, experiment, pool, "statistics"):
             pool.use_statistics(number, statistics)
     probes = [Probe.from_tensors(x) for _, x in _kept(folder, experiment, pool, "probe")]
-    wanted = wanted_of(experiment, "fitness")
+    wanted, began = wanted_of(experiment, "fitness"), time.monotonic()
+    new = sum(x not in pool.measured for x in wanted)
     scale = scale_of(experiment, "fitness", pool.losses("dense model and baselines", wanted))
     pool.use_scale(scale)
+    if new:
+        after = work_after(experiment)
+        seconds = round((time.monotonic() - began) / new * after)
+        took = f"some {timedelta(seconds=seconds)} at the speed of these"
+        console.print(f"after the candidates: up to {after} measurements, {took}")
     return fingerprints(experiment, probes)
 
 

@@ -470,6 +470,22 @@ def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, call):
     assert out.startswith(f"{tmp_path / 'run'}: nothing evaluated; resume with ")
 
 
+def test_validate_counts_the_work_as_a_run_does_it(finished, call):
+    plan = json.loads(call("--json", "--validate", *(f"--set={x}" for x in SMALL))[0])["plan"]
+    rows = [line[1] for line in lines_of(finished / "losses.jsonl")]
+    assert f"then {len(BASELINES) + 1} measurements of" in " ".join(plan)
+    (most,) = re.findall(r"after it: up to (\d+) measurements", " ".join(plan))
+    assert len(rows) - len(BASELINES) - 1 <= int(most)
+    peaks = [line.get("peak_mib", 0) for line in lines_of(finished / "timings.jsonl")]
+    (size,) = re.findall(r"holds at most about ([\d.]+) MiB", " ".join(plan))
+    assert max(peaks) <= 1.5 * float(size)  # this process holds tests, too
+
+
+def test_seed_that_is_a_method_is_said_to_be_its_score_alone(tmp_path, call):
+    out, _ = search(tmp_path / "run", "search.candidates=1", "search.seeds=[sparsegpt]")
+    assert "warning: seed sparsegpt is its score alone" in out
+
+
 def test_extended_primitives_collect_their_statistics_and_breed_from_them(tmp_path):
     seeds = "search.seeds=[ria, 'mul(W, add(V, mul(0.5, B)))', wifv]"
     search(tmp_path / "run", "search.primitives=extended", seeds)

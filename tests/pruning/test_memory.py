@@ -90,7 +90,7 @@ def test_eager_attention_holds_the_scores_of_all_queries():
     # In 4 heads five times 12 x 12 scores, with a graph nine.
     for backward, scores in ((False, 5), (True, 9)):
         values = TOKENS * (18 * 16 + 9 * 24 + scores * TOKENS * 4)
-        assert memory._activations(model, backward) == values
+        assert memory.activations(model, backward) == values
 
 
 def test_plan_holds_all_where_that_fits_and_puts_aside_what_does_not():
