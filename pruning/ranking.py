@@ -6,24 +6,25 @@ lies; the scores below are counted, and those in between are searched. So no cop
 needed.
 """
 
+import logging
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
 import torch
+from numba.core.event import Listener, register
 from torch import Tensor
 
 Array = npt.NDArray[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 Score = Callable[[str], Tensor]  # computes a layer's, (out_features, in_features), from its name
 
+_log = logging.getLogger(__name__)
 _SAMPLE_STEP = 251  # one score in this many is sampled; prime to the widths of layers
 _SAMPLE_LIMIT = 8_000_000  # most scores; beyond it every second one is dropped, the step doubled
 _FIRST_KEY, _LAST_KEY = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
@@ -150,15 +151,36 @@ def _sample(score: Score, layers: Iterable[str]) -> tuple[Array, dict[str, int]]
     return np.concatenate([[-np.inf], sample, [np.inf]], dtype=np.float32), sizes
 
 
-# Loops for the CPU. The compiled code is kept beside this file, as Python's own is, if that folder
-# can be written to; else every process compiles it again, which takes seconds.
+# Loops for the CPU. Compiling them takes seconds, so the code is kept: beside this file, as
+# Python's own is, or where that cannot be written to in numba's folder of the user's cache.
+
+
+class _Compiling(Listener):  # type: ignore[misc]  # numba has no types
+    """Says once that loops are compiled."""
+
+    said = False
+
+    def on_start(self, event: object) -> None:
+        """Say it, if this is the first one."""
+        if not self.said:
+            self.said = True
+            _log.warning("compiling for this processor, which takes seconds the first time")
+
+    def on_end(self, event: object) -> None:
+        """Ignore the end."""
+
+
+register("numba:compile", _Compiling())
 
 
 def compiled(function: Function, adds_in_any_order: bool = False) -> Function:
     """Compile a loop; it runs without the interpreter's lock."""
-    is_kept = not sys.dont_write_bytecode and os.access(Path(__file__).parent, os.W_OK)
     freedom = {"reassoc", "contract", "nsz"} if adds_in_any_order else False
-    return cast(Function, numba.njit(function, nogil=True, cache=is_kept, fastmath=freedom))
+    loop = partial(numba.njit, function, nogil=True, fastmath=freedom)
+    try:
+        return cast(Function, loop(cache=not sys.dont_write_bytecode))
+    except RuntimeError:  # neither folder can be written to
+        return cast(Function, loop())
 
 
 compiled_to_add = partial(compiled, adds_in_any_order=True)

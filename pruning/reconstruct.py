@@ -30,7 +30,9 @@ class Examples:
 # it has no unit. It falls linearly to zero.
 RATE = 0.02
 EPOCHS = 2  # eight with half the rate give the same perplexity in four times the time
-FEW_WINDOWS = 16  # fewer bring less than two thirds of what 32 do, and 128 more yet (docs/LOG.md)
+# Fewer bring less than two thirds of what 32 do, and 128 more yet (docs/LOG.md: reconstruction with
+# 8, 32 and 128 windows).
+FEW_WINDOWS = 16
 HELD_BACK = 8  # one window in so many is not trained on: it tells when to stop
 _LEAST_VARIANCE = 1e-6  # added to that of a channel, as a fraction of the mean of all
 
@@ -39,7 +41,7 @@ Weights = Mapping[str, Tensor]
 # By part of a block: squared errors over the channel's variance in the target, mean over channels
 # and the windows held back, before the training and after each epoch. The lowest is that of what is
 # kept. Unweighted, the few channels with huge values, of which the next norm makes little, decide:
-# Gemma-3-270M then gets worse (docs/LOG.md).
+# Gemma-3-270M then gets worse (docs/LOG.md: the recipes).
 Errors = Mapping[str, Sequence[float]]
 
 # Maps a block's name, the block, its layers' new weights and what it is trained on to the weights

@@ -156,7 +156,7 @@ TERMINAL_SETS: dict[str, tuple[str, ...]] = {
 """Terminals that a search draws from if it names none, by the name of its set of operators.
 
 B, a number of each row, is not among them: by it a search overfits how much each block of its
-models can lose (docs/LOG.md)."""
+models can lose (docs/LOG.md: few factors, on models that a search never saw)."""
 
 # The terminals that need calibration windows.
 STATISTICS = frozenset(name for name, terminal in TERMINALS.items() if terminal.source != "weight")

@@ -21,8 +21,7 @@ from prunevolve.pruning.ranking import DegenerateScores, check_extremes
 from prunevolve.pruning.statistics import TERMINALS, of_layer
 
 ROWS, INPUTS = 16, 32
-"""Rows and inputs taken of each probed layer, evenly spaced. How well masks on 128 inputs predict a
-fitness is no better than on 32, and the time is a third of theirs (docs/LOG.md)."""
+"""Rows and inputs taken of each probed layer, evenly spaced."""
 
 TargetOf = Callable[[str], Target]  # returns a task's target for a comparison group
 

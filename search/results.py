@@ -11,7 +11,7 @@ from rich.table import Table as ScreenTable
 
 from prunevolve.command_line import PRUNE, SEARCH
 from prunevolve.configs import schema
-from prunevolve.configs.schema import Config
+from prunevolve.configs.schema import Config, Search
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.progress import step
@@ -181,7 +181,7 @@ def commands_of(path: Path, config: Config) -> tuple[str, str]:
         for value in (values if isinstance(values, list) else [values])
         if value is not None
     ]
-    more = f"search.candidates={2 * config.search.candidates}"
+    more = f"search.candidates={max(2 * config.search.candidates, Search().candidates)}"
     search_on = f"{SEARCH} --resume {shlex.quote(str(path))} --set {more}"
     return " ".join([PRUNE, *words]), search_on
 

@@ -42,6 +42,17 @@ def test_named_paths_exist():
     assert {path for path in named - there if not path.startswith(made_later)} == set()
 
 
+def test_what_comments_cite_in_the_log_is_there():
+    log, cited = text_of("docs/LOG.md"), []
+    for folder in ("configs", "evaluation", "pruning", "search", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            words = re.sub(r"\s*\n\s*(?:# )?", " ", path.read_text(encoding="utf-8"))
+            cited += re.findall(r"docs/LOG\.md(?:: ([^)]+))?\)", words)
+    assert len(cited) >= 4
+    for title in cited:
+        assert re.search(rf"^## [\d-]+: {re.escape(title)}$", log, flags=re.MULTILINE), title
+
+
 def test_named_make_targets_exist():
     makefile = text_of("Makefile")
     for document in DOCUMENTS:

@@ -27,7 +27,7 @@ from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.reconstruct import FEW_WINDOWS, reconstruct
 from prunevolve.pruning.run.options import Measurement, Method, Request, sources
-from prunevolve.pruning.run.result import check_output_folder
+from prunevolve.pruning.run.result import check_output_folder, way_of
 from prunevolve.pruning.run.verify import RECIPE
 from prunevolve.pruning.sparsegpt import BLOCKSIZE, compensate
 
@@ -60,8 +60,8 @@ class Job:
     def __str__(self) -> str:
         target, request = self.procedure.target, self.request
         group = f" per {target.group_name}" if target.group_name else ""
-        parts = [f"{target.sparsity:.1%}", f"{target.pattern_text}{group}", request.propagation]
-        parts += [f"update {request.update}"] if request.update != "none" else []
+        way = way_of(request.model_dump())
+        parts = [f"{target.sparsity:.1%}", f"{target.pattern_text}{group}", way]
         model = f"{self.model.name} ({self.model.dtype}, {self.model.device})"
         return f"{model} by {request.metric}: {', '.join(parts)}"
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from prunevolve.command_line import PRUNE, FolderError
 from prunevolve.evaluation import perplexity, zero_shot
+from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.checkpoint import Checkpoint, DiskOffload, Offload, files_beside
 from prunevolve.pruning.json_file import JsonObject, finite, read_object, write_json
 from prunevolve.pruning.masks import CROWDED
@@ -155,8 +156,8 @@ def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
     """
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     work = folder / UNFINISHED
-    free = shutil.disk_usage(parent).free
-    free += sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    disk = shutil.disk_usage(parent)
+    free = disk.free + sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     problem = ""
     if folder.is_symlink() and not folder.exists():
         problem = " is a broken link: name a new folder"
@@ -166,6 +167,8 @@ def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
         problem = f" is unfinished: go on with --resume {folder}, or name a new folder"
     elif not work.is_dir() and parent == folder and any(folder.iterdir()):
         problem = " is not empty: name a new folder"
+    elif not disk.total:
+        problem = " is on no disk: name a folder on one"
     elif size > free:
         needed, left = (ByteSize(x).human_readable(separator=" ") for x in (size, free))
         problem = f" needs {needed}, and its disk has {left} left: name a folder on another disk"
@@ -231,7 +234,7 @@ CARD = """---
 {what} The license of the base model applies.
 
 - Score: `{metric}`{formula}, compared within: {group}
-- Update: {update}
+- Done: {way}
 - Calibrated on: {calibration}
 
 ```
@@ -256,7 +259,26 @@ _NARROWER = {
     "what": "In every MLP the neurons with the lowest score, the sum of their weights', are gone.",
     "gain": "The model is that much smaller and faster, with any tool that reads its config.",
 }
+_GROUPS = {
+    "row": "each row",
+    "layer": "each layer",
+    "model": "all layers, by one threshold, so that their sparsities differ",
+}
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!])")  # what Markdown may take for more than text
+
+
+def way_of(recipe: JsonObject) -> str:
+    """Say of which inputs the statistics are, and how the kept weights are updated."""
+    if recipe["metric"] == SPARSEGPT:
+        return "masks and updates block by block, by inputs behind pruned blocks (SparseGPT)"
+    sequential = recipe["propagation"] == "sequential"
+    source = "inputs behind pruned blocks" if sequential else "the dense model"
+    if recipe.get("update_left_out"):
+        update = ", no update, as it raised the loss of held-back windows"
+    else:
+        updates = {"sparsegpt": ", updated block by block", "reconstruct": ", trained by block"}
+        update = updates.get(recipe["update"], "")
+    return f"statistics of {source}{update}"
 
 
 def model_card(recipe: JsonObject, report: JsonObject) -> str:
@@ -276,7 +298,8 @@ def model_card(recipe: JsonObject, report: JsonObject) -> str:
         "prune": PRUNE,
         "base": _MARKUP.sub(r"\\\1", name),
         "formula": formula,
-        "group": recipe["group"] or "groups of the pattern",
+        "group": _GROUPS.get(recipe["group"], "groups of the pattern"),
+        "way": way_of(recipe),
         "calibration": perplexity.source_of(calibration) if calibration else "no text",
         "measured": "\n".join(measured_lines(report)),
         "warnings": "".join(f"\nWarning: {line}.\n" for line in report["warnings"]),

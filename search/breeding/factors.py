@@ -22,7 +22,7 @@ from prunevolve.search.breeding.trees import grown, to_tree
 
 MAX_FACTORS = 7
 """Most factors of a bred metric. Longer ones are overfitted: better on the models of the search,
-and worse on others (docs/LOG.md)."""
+and worse on others (docs/LOG.md: few factors, on models that a search never saw)."""
 
 EXPONENTS = (0.25, 0.5, 1.0, 1.5, 2.0)  # that a factor is drawn with, up to their sign
 STRENGTHS = (0.1, 0.2, 0.3, 0.5, 1.0)  # the same for exponentials of a root mean square of 1

@@ -50,7 +50,7 @@ def store_of(dense, folder):
 
 def procedure_of(model, target):
     recipe = {"model": model, "metric": "W", "sparsity": target.sparsity, "calibration": None}
-    recipe["update"] = "none"
+    recipe |= {"update": "none", "propagation": "one-shot"}
     return recipe | {"group": target.group_name, "pattern": target.pattern_text}
 
 
