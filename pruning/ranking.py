@@ -8,7 +8,6 @@ needed.
 
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any, TypeVar, cast
@@ -178,7 +177,7 @@ def compiled(function: Function, adds_in_any_order: bool = False) -> Function:
     freedom = {"reassoc", "contract", "nsz"} if adds_in_any_order else False
     loop = partial(numba.njit, function, nogil=True, fastmath=freedom)
     try:
-        return cast(Function, loop(cache=not sys.dont_write_bytecode))
+        return cast(Function, loop(cache=True))
     except RuntimeError:  # neither folder can be written to
         return cast(Function, loop())
 
