@@ -34,7 +34,6 @@ from prunevolve.pruning.baselines import BASELINES, NAMED, NEURON_BASELINES, SPA
 from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.models import EMBEDDED, linear_layers
 from prunevolve.pruning.ranking import DegenerateScores
-from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.run.options import MethodArguments
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import ResidentStore
@@ -74,7 +73,6 @@ class Setting:
     dtype: str
     calibration: tuple[Text, ...]
     tests: Mapping[str, Text]
-    holds_back: bool  # whether statistics are made without the windows of an update's guard
 
 
 def main(
@@ -115,7 +113,6 @@ def main(
     seconds: dict[str, list[float]] = defaultdict(list)
     for source in model:
         setting = _setting(source, dtype, validation, test, samples, seqlen, windows)
-        setting = replace(setting, holds_back=any(x.variant != "plain" for x in methods.values()))
         dense, results = _measured(setting, methods, target, out)
         figures[source] = {"dense": dense, "results": results}
         _print_perplexities(setting, dense, results)
@@ -175,16 +172,14 @@ def _setting(
     """Return the texts of a model."""
     if model == EMBEDDED:
         own = Text(EMBEDDED, "calibration", min(samples, 32), 256, seed=0)
-        return Setting(
-            model, "float32", (own,), {"own": Text(EMBEDDED, "report", None, 256)}, False
-        )
+        return Setting(model, "float32", (own,), {"own": Text(EMBEDDED, "report", None, 256)})
     parts = ((validation, "validation[:50%]"), (EMBEDDED, "training"))
     kinds = [Text(*part, samples, seqlen, seed=0) for part in parts]
     tests = {
         "text": Text(test, "test", windows, seqlen),
         "documentation": Text(EMBEDDED, "report", windows, seqlen),
     }
-    return Setting(model, dtype, share_windows(kinds, [1.0, 1.0]), tests, holds_back=False)
+    return Setting(model, dtype, share_windows(kinds, [1.0, 1.0]), tests)
 
 
 def _measured(
@@ -221,10 +216,11 @@ class Loaded:
         self._dense = {x: x.data for x in self._model.parameters()}  # pruning writes to none
         self._tests = {kind: text.cut(tokenizer).tokens for kind, text in setting.tests.items()}
         self._windows = cut_all(setting.calibration, tokenizer).tokens
-        numbers = range(len(self._windows))
-        seen = [i for i in numbers if not setting.holds_back or i % HELD_BACK]
-        windows = self._windows[seen]
-        self._statistics = collect_statistics(self._model, frozenset(TERMINALS), windows)
+        # As `run_prune.py` draws them to judge updates.
+        count = max(4, (setting.calibration[0].windows or 0) // 2)
+        others = [replace(text, seed=1, windows=count) for text in setting.calibration]
+        self._held_back = cut_all(others, tokenizer).tokens
+        self._statistics = collect_statistics(self._model, frozenset(TERMINALS), self._windows)
 
     def measured(self, seconds: float = 0.0) -> Result:
         """Return the perplexity by kind of text, beside the seconds that pruning took."""
@@ -243,7 +239,14 @@ class Loaded:
         options |= {"pattern": share} if ":" in share else {"sparsity": float(share[:-1]) / 100}
         try:
             began = time.perf_counter()
-            prune(self._model, method.metric, self._windows, statistics=self._statistics, **options)
+            prune(
+                self._model,
+                method.metric,
+                self._windows,
+                held_back=self._held_back,
+                statistics=self._statistics,
+                **options,
+            )
             return self.measured(time.perf_counter() - began)
         except DegenerateScores:
             return {"perplexity": dict.fromkeys(self._tests, math.inf), "seconds": 0.0}

@@ -24,6 +24,7 @@ from prunevolve.pruning.models import (
 from prunevolve.pruning.parse import DEFAULT_GROUP, read_metric
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.progress import Progress, unwatched
+from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.run.job import procedure_of
 from prunevolve.pruning.run.options import Method, MethodArguments, make, over, read_recipe
 from prunevolve.pruning.run.verify import LayerCount
@@ -89,6 +90,7 @@ def prune(
     metric: Metric | Criterion | str | None = None,
     windows: Tensor | None = None,
     *,
+    held_back: Tensor | None = None,
     recipe: str | None = None,
     statistics: Statistics | None = None,
     on_progress: Progress = unwatched,
@@ -97,8 +99,8 @@ def prune(
     """Set the lowest-scoring weights of a model's decoder blocks to zero, in place.
 
     With the pattern `neurons` the MLPs become narrower, and with them the model and its config.
-    With an update one of eight windows is held back, the first, the ninth and so on: if their loss
-    is lower without it, it is left out. Until that is known, the dense weights stay in memory.
+    With windows held back an update is left out if their loss is lower without it. Until that is
+    known, the dense weights stay in memory.
 
     Raises ValueError if an argument breaks its rule, a statistic is needed and neither given nor to
     be had from windows, or scores are not finite or all the same, which leaves earlier blocks
@@ -109,15 +111,18 @@ def prune(
         metric: A metric, one with its group, or what `read_metric` reads; `sparsegpt` is the
             method of that name. None for the recipe's.
         windows: Calibration text as token ids, (N, T); None where no statistic is needed.
+        held_back: Other windows, (N, T), by whose loss an update is judged. None: one of eight of
+            those for the calibration, the first, the ninth and so on, of which no statistics are.
         recipe: Such as `best`; other arguments go over it, and what it says of texts is not read.
         statistics: Of this model, dense, from `collect_statistics`: what they have needs no
-            windows in a one-shot pruning. For an update, of windows that are not held back.
+            windows in a one-shot pruning.
         on_progress: Called with the stage, the blocks done and the blocks in all.
         options: The command line's options about the method, by name and with its defaults:
             `sparsity`, `pattern`, `group`, `propagation`, `update`, `seed`.
     """
     procedure = _procedure(metric, recipe, options)
     _check(model, windows)
+    _check(model, held_back)
     layers, text = linear_layers(model), procedure.metric.text
     missing = _missing(procedure, statistics or Statistics(), layers)
     if windows is None and (missing or procedure.training):
@@ -129,7 +134,7 @@ def prune(
     pruner.prune(
         ResidentStore(model, narrows=True),
         procedure,
-        {} if windows is None else {"calibration": windows},
+        _texts(windows, held_back, procedure.guarded),
         statistics={**statistics} if statistics else None,
         on_progress=on_progress,
         record=records.__setitem__,
@@ -160,6 +165,16 @@ def _procedure(
         forms = "a Metric, a Criterion or what read_metric reads"
         raise ValueError(f"metric must be {forms}; got {type(metric).__name__}, and no recipe's")
     return procedure_of(method, criterion, own_masks=metric == SPARSEGPT)
+
+
+def _texts(windows: Tensor | None, held_back: Tensor | None, guarded: bool) -> dict[str, Tensor]:
+    """Return windows by what they are for; those held back, if needed, are part of those given."""
+    if windows is None:
+        return {}
+    if guarded and held_back is None and len(windows) > 1:
+        is_held_back = torch.arange(len(windows)) % HELD_BACK == 0
+        windows, held_back = windows[~is_held_back], windows[is_held_back]
+    return {"calibration": windows} | ({} if held_back is None else {"held_back": held_back})
 
 
 def _missing(

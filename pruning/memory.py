@@ -18,7 +18,6 @@ from prunevolve.pruning.checkpoint import outside_blocks
 from prunevolve.pruning.models import DTYPES, UnloadedModel, decoder_blocks, layers_by_block
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.passes import Pass, Procedure, passes_of
-from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.statistics import DEVICE_CHUNK, GRAM, STATISTICS, TERMINALS, sums_size
 from prunevolve.pruning.stream import HEAD_TOKENS
 
@@ -75,15 +74,16 @@ def plan_pruning(
     model: UnloadedModel,
     procedure: Procedure,
     calibration: int,
+    held_back: int,
     evaluation: int,
     max_memory: str | None,
     loads: bool = False,
 ) -> Plan:
     """Return how a pruning is carried out within a budget, or raise ValueError that it cannot be.
 
-    Calibration and evaluation are numbers of windows, `max_memory` is what may be held, such as
-    `6GiB` or `800MB`, by default what is free, and `loads` says whether the whole model is also
-    loaded, before and after it is pruned.
+    Calibration, held back and evaluation are numbers of windows, `max_memory` is what may be held,
+    such as `6GiB` or `800MB`, by default what is free, and `loads` says whether the whole model is
+    also loaded, before and after it is pruned.
     """
     free = [psutil.virtual_memory().available, *cgroup_rooms(Path("/"))]
     budget = _size(max_memory) if max_memory else min(free)
@@ -101,7 +101,7 @@ def plan_pruning(
         way_out = "give more, or a smaller --seqlen or --dtype"
         raise ValueError(f"max-memory must be at least {least}, got {text_of(budget)}: {way_out}")
     room, on_disk = budget - needed, []
-    aside = put_aside(model, passes, calibration, evaluation)
+    aside = put_aside(model, passes, calibration, held_back, evaluation)
     for name, size in aside.items():
         if size <= room:
             room -= size
@@ -152,14 +152,16 @@ def peak_of(each: Pass, model: UnloadedModel, procedure: Procedure) -> int:
 
 
 def put_aside(
-    model: UnloadedModel, passes: tuple[Pass, ...], calibration: int, evaluation: int
+    model: UnloadedModel,
+    passes: tuple[Pass, ...],
+    calibration: int,
+    held_back: int,
+    evaluation: int,
 ) -> dict[str, int]:
     """Return the hidden states of all windows, and the statistics that wait for a later pass."""
     layers = _layers(model)
     kept = len(layers) if any(each.keeps_inputs for each in passes) else 1
     trains = any("targets" in each.enters for each in passes)
-    guards = any("masked" in each.enters for each in passes)
-    held_back = -(-calibration // HELD_BACK) * guards
     windows = (kept + 1 + 2 * trains) * calibration + 4 * held_back + 2 * evaluation
     hidden_size: int = model.shapes.config.get_text_config().hidden_size
     waits = frozenset[str]().union(*(each.terminals for each in passes if not each.prunes))

@@ -22,7 +22,6 @@ from prunevolve.pruning.models import shapes_of
 from prunevolve.pruning.passes import Pass, Procedure, Removal, Step, collecting, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import DegenerateScores, check_extremes, extremes, zero_marked
-from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, exact_fp32, of_layer
 from prunevolve.pruning.store import Store
 from prunevolve.pruning.stream import Stream, logits_in_parts
@@ -51,18 +50,18 @@ def prune(
 ) -> None:
     """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
 
-    If the procedure is guarded, one calibration window in `HELD_BACK` is used for nothing else: if
-    their loss is lower without the update, all is pruned again without. Masks by gradients can
-    lower the loss of little pruning below the dense model's, and to restore the dense outputs
-    undoes that.
+    If the procedure is guarded and the windows held back have a lower loss without the update, all
+    is pruned again without. Masks by gradients can lower the loss of little pruning below the dense
+    model's, and to restore the dense outputs undoes that.
 
     Blocks that the store has already written stay as they are. Raises DegenerateScores if a layer's
     scores are not finite or constant, or its Gram matrix has no factor, and OSError if a disk is
     full.
 
     Args:
-        windows: Token ids, (N, T), by what they are for: `calibration`, if there is any; `dense`
-            and `pruned` are measured before and after pruning.
+        windows: Token ids, (N, T), by what they are for: `calibration`, if there is any;
+            `held_back`, for the guard, without which there is none; `dense` and `pruned` are
+            measured before and after pruning.
         states: Where hidden states are put aside; None for memory.
         statistics: Where statistics of the dense model are put aside, by `G/layer`, and stay;
             those already there are used. None keeps them in memory for as long as they are needed.
@@ -75,7 +74,7 @@ def prune(
         losses: Measures these.
     """
     check_layers(store.model, procedure.target)
-    if len(windows.get("calibration", ())) < 2:
+    if "held_back" not in windows:
         procedure = replace(procedure, guarded=False)
     layers = [layer for of_block in store.layers.values() for layer in of_block]
     dense = {layer: store.dense(layer) for layer in layers if procedure.guarded}
@@ -107,16 +106,9 @@ def prune(
     record("guard", walk.guard)
     if walk.guard["left_out"]:
         plain = procedure.without_update
-        left = {name: x for name, x in windows.items() if name != "dense"}
-        left["calibration"] = parted(windows["calibration"])[0]
+        left = {name: windows[name] for name in ("calibration", "pruned") if name in windows}
         options = kept_scores, record, losses
         prune(store, plain, left, states, walk.statistics, on_progress, *options)
-
-
-def parted(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return calibration windows, (N, T), but for those that a guard holds back, and these."""
-    held_back = torch.arange(len(windows)) % HELD_BACK == 0
-    return windows[~held_back], windows[held_back]
 
 
 def check_layers(model: PreTrainedModel, target: Target) -> None:
@@ -157,7 +149,7 @@ class _Walk:
     """Runs passes over the blocks, one after the other."""
 
     store: Store
-    windows: Mapping[str, Tensor]  # token ids, (N, T), of `calibration`, `dense`, `pruned`
+    windows: Mapping[str, Tensor]  # token ids, (N, T), by what they are for
     terminals: frozenset[str]  # the statistics of the dense model that are wanted
     states: Offload  # where hidden states and gradients are put aside
     statistics: Offload  # where statistics of the dense model go, by `G/layer`
@@ -217,14 +209,12 @@ class _Walk:
     def _start(self, each: Pass) -> None:
         """Let the windows of a pass enter the first block."""
         # The calibration windows pass the dense model once more as targets, for a training.
-        again = ("targets", "updated", "masked")
-        source_of = {x: "calibration" if x in again else x for x in each.enters}
+        sources = {"targets": "calibration", "updated": "held_back", "masked": "held_back"}
+        source_of = {x: sources.get(x, x) for x in each.enters}
         entering = [x for x, source in source_of.items() if source in self.windows]
         with self.store.outside() if entering else nullcontext():
             for name in entering:
                 windows = self.windows[source_of[name]].to(self.store.device)
-                if self.procedure and self.procedure.guarded and source_of[name] == "calibration":
-                    windows = parted(windows)[name in ("updated", "masked")]
                 kept = each.keeps_inputs and name == "calibration"
                 self.streams[name] = Stream(name, windows, self.states, kept)
                 self.streams[name].embed(self.store.model)

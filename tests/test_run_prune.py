@@ -23,7 +23,7 @@ from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_model
 from prunevolve.pruning.run import command
-from prunevolve.pruning.run.job import ONE_KIND
+from prunevolve.pruning.run.job import LEAST_HELD_BACK, ONE_KIND
 from prunevolve.pruning.run.options import read_recipe
 from prunevolve.pruning.run.verify import verify_result
 from prunevolve.pruning.store import ResidentStore
@@ -504,7 +504,8 @@ def test_resume_of_what_is_pruned_again_without_its_update(
     def losses_of(states, logits, windows, *on_window):
         losses = measure(states, logits, windows, *on_window)
         lengths.append(len(windows))
-        return losses + (lengths[-2:] == [1, 1])  # held back: behind masked, then updated blocks
+        # Those held back: behind masked, then updated blocks.
+        return losses + (lengths[-2:] == [LEAST_HELD_BACK] * 2)
 
     measure, lengths = command.window_losses, []
     monkeypatch.setattr(command, "window_losses", losses_of)

@@ -19,9 +19,8 @@ from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.models import hub_id, linear_layers, load_model
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
-from prunevolve.pruning.pruner import parted, prune
+from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.ranking import DegenerateScores
-from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.run import result
 from prunevolve.pruning.run.job import Job, evaluation_texts, resolve
 from prunevolve.pruning.run.options import Measurement
@@ -71,8 +70,8 @@ def apply(job: Job) -> JsonObject:
         "calibration": calibration.provenance if calibration else None,
         "device": model.device,
     }
-    if job.procedure.guarded:  # by the loss of windows of which no statistics are made
-        recipe["held_back"] = HELD_BACK
+    if held_back := windows.get("held_back"):
+        recipe["held_back"] = held_back.provenance
     if not job.procedure.own_masks:  # SparseGPT is no formula alone
         recipe["tree"] = job.procedure.metric.to_release_json()
     fingerprints = {"model": checkpoint.fingerprint(), "evaluation": evaluation.provenance}
@@ -177,10 +176,7 @@ def _carry_out(
 
     store.on_shard = look
     texts = {name: evaluation for name in ("dense", "pruned") if name not in run.losses}
-    if calibration := windows.get("calibration"):
-        texts["calibration"] = calibration.tokens
-        if run.guard:  # so that what is left to do sees the windows that it saw before
-            texts["calibration"] = parted(calibration.tokens)[0]
+    texts |= {x: windows[x].tokens for x in ("calibration", "held_back") if x in windows}
     on_disk = job.plan.on_disk
     if statistics is None and "statistics" in on_disk:
         statistics = DiskOffload(work.statistics)
@@ -217,7 +213,7 @@ def _report(run: result.Run, evaluation: Windows, dtype: str, warnings: list[str
     warnings = [*warnings, *not_finite(losses, evaluation, dtype)]
     if left_out := run.guard.get("left_out"):
         losses_of = "without it {without:.4f} nats, with it {with:.4f}".format_map(run.guard)
-        warnings.append(f"the update was left out: on calibration windows held back {losses_of}")
+        warnings.append(f"the update was left out: on windows held back {losses_of}")
     if (grown := run.damping) and not left_out:
         worst = max(grown, key=lambda layer: grown[layer])
         line = f"the damping of {len(grown)} Gram matrices grew tenfold, for layer {worst} "

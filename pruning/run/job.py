@@ -36,6 +36,9 @@ EVAL_WINDOWS = 32  # most windows of each text that are measured where nothing e
 # SmolLM2 301,948.
 TEST_TOKENS = 350_000
 
+# Windows by which an update is judged: half as many as those of the calibration, within these.
+LEAST_HELD_BACK, MOST_HELD_BACK = 8, 32
+
 ONE_KIND = (
     "statistics from one kind of text, {}: the model may get worse on all others "
     "(docs/APPLY.md); repeat --corpus to add kinds"
@@ -51,7 +54,8 @@ class Job:
     request: Request
     model: UnloadedModel
     procedure: Procedure
-    texts: Mapping[str, tuple[Text, ...]]  # `calibration`, unless it needs none, and `evaluation`
+    # `evaluation`, `calibration` if statistics are needed, `held_back` for the guard of an update.
+    texts: Mapping[str, tuple[Text, ...]]
     out: Path
     plan: Plan
     plan_lines: list[str]  # the plan in words, and what the metric was found on if its file says so
@@ -86,10 +90,13 @@ def make_job(request: Request, resume: bool) -> Job:
     texts = {"calibration": calibration, "evaluation": evaluation}
     if not (procedure.dense_terminals or procedure.follows):
         del texts["calibration"]
+    if procedure.guarded:
+        texts["held_back"] = calibration_texts(held_back_of(request), model.seqlen)
     plan = plan_pruning(
         model,
         procedure,
         request.samples if "calibration" in texts else 0,
+        held_back_of(request).samples * procedure.guarded,
         sum(x.windows or x.most or TEST_TOKENS // model.seqlen for x in evaluation),
         request.max_memory,
         loads=bool(request.tasks),
@@ -162,6 +169,12 @@ def calibration_texts(request: Request, seqlen: int) -> tuple[Text, ...]:
     return share_windows(texts, request.share or [1.0] * len(texts))
 
 
+def held_back_of(request: Request) -> Request:
+    """Return what draws the windows by whose loss an update is judged: others of the same texts."""
+    samples = min(MOST_HELD_BACK, max(LEAST_HELD_BACK, request.samples // 2))
+    return request.model_copy(update={"samples": samples, "seed": request.seed + 1})
+
+
 def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Text, ...]:
     """Return the texts to measure perplexity on, in windows of `seqlen` tokens."""
     asked, bos = request.eval_windows, request.bos
@@ -195,7 +208,8 @@ def _warnings(
     procedure: Procedure,
     texts: Mapping[str, tuple[Text, ...]],
 ) -> list[str]:
-    overlaps, kinds = check_disjoint(texts), texts.get("calibration", ())
+    kinds = texts.get("calibration", ())
+    overlaps = check_disjoint({"calibration": kinds, "evaluation": texts["evaluation"]})
     warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
     if len(kinds) == 1 and model.name != EMBEDDED:
         warnings.append(ONE_KIND.format(kinds[0].corpus))

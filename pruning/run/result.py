@@ -335,8 +335,7 @@ def kept_statistics(path: Path, identity: JsonObject, store: Store) -> Offload:
     """
     if path.suffix == ".pth":
         return _released_gradients(path, store)
-    keys = ("model", "calibration", "dtype", "held_back")
-    settings = {key: identity[key] for key in keys if key in identity}
+    settings = {key: identity[key] for key in ("model", "calibration", "dtype")}
     file, problem = path / SETTINGS, ""
     try:
         kept = DiskOffload(path)

@@ -19,7 +19,9 @@ from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.store import FolderStore, ResidentStore
 
 WINDOWS = toy_windows(count=HELD_BACK + 2)
+HELD = WINDOWS[::HELD_BACK]
 OTHERS = torch.cat([WINDOWS[1:HELD_BACK], WINDOWS[HELD_BACK + 1 :]])
+TEXTS = {"calibration": OTHERS, "held_back": HELD}
 FAMILY = "opt_projected"  # its layers have biases, which a narrower one loses some of
 NEURONS = Target(0.5, replace(pattern_group("neurons", None), multiple=1))
 TARGETS = {
@@ -47,8 +49,7 @@ def harmless(weight, removal, gram):
 def run(store, procedure, **more):
     """Prune and measure; return what was recorded."""
     records = {}
-    calibration = WINDOWS if procedure.guarded else OTHERS
-    windows = {"calibration": calibration, "dense": WINDOWS[:2], "pruned": WINDOWS[:2]}
+    windows = {**TEXTS, "dense": WINDOWS[:2], "pruned": WINDOWS[:2]}
     prune(
         store,
         procedure,
@@ -93,10 +94,10 @@ def test_losses_compared_are_those_of_windows_held_back(target):
     model = toy_model(FAMILY)
     guard = run(ResidentStore(model, narrows=True), updated(target, harmless))["guard"]
     plain = toy_model(FAMILY)  # by the other windows
-    procedure, windows = updated(target, harmless).without_update, {"calibration": OTHERS}
-    prune(ResidentStore(plain, narrows=True), procedure, windows)
+    procedure = updated(target, harmless).without_update
+    prune(ResidentStore(plain, narrows=True), procedure, {"calibration": OTHERS})
     assert_same_tensors(state_of(model), state_of(plain))
-    expected = float(losses_in(ResidentStore(model), WINDOWS[::HELD_BACK]).mean())
+    expected = float(losses_in(ResidentStore(model), HELD).mean())
     assert guard == {
         "without": pytest.approx(expected, rel=1e-5),
         "with": pytest.approx(expected, rel=1e-5),
@@ -115,9 +116,7 @@ def test_the_lower_loss_decides():
         return weight.masked_fill(removal, 0) / 50, 0
 
     guard = run(ResidentStore(model), updated(TARGETS["row"], smaller))["guard"]
-    losses = [
-        float(losses_in(ResidentStore(x), WINDOWS[::HELD_BACK]).mean()) for x in (plain, model)
-    ]
+    losses = [float(losses_in(ResidentStore(x), HELD).mean()) for x in (plain, model)]
     assert [guard["without"], guard["with"]] == pytest.approx(losses)
     assert not guard["left_out"] and losses[1] < losses[0]
 
@@ -168,7 +167,7 @@ def test_killed_at_any_moment_it_comes_to_the_same(dense, tmp_path, target, mome
 
     store.on_shard, store.restore = on_shard, restore
     go = partial(
-        prune, procedure=updated(target, harmful), windows={"calibration": WINDOWS},
+        prune, procedure=updated(target, harmful), windows=TEXTS,
         losses=window_losses,
     )  # fmt: skip
     with pytest.raises(Killed):
@@ -188,5 +187,7 @@ def test_every_update_is_guarded_and_the_report_says_what_came_of_it(monkeypatch
     model, plain = toy_model(FAMILY), toy_model(FAMILY)
     report = prunevolve.prune(model, "wanda", WINDOWS, update="sparsegpt", **options)
     assert report.left_out
+    given = {"held_back": HELD, "update": "sparsegpt", **options}
+    assert prunevolve.prune(toy_model(FAMILY), "wanda", OTHERS, **given).left_out
     assert not prunevolve.prune(plain, "wanda", OTHERS, **options).left_out
     assert_same_tensors(state_of(model), state_of(plain))

@@ -32,8 +32,8 @@ class Held:
         model = SimpleNamespace(**kinds)
         passes = passes_of(recipe, recipe.dense_terminals)
         self.passes = {each.name: peak_of(each, model, recipe) for each in passes}
-        self.aside = put_aside(model, passes, calibration=3, evaluation=2)
-        self.plan = partial(plan_pruning, model, recipe, 3, 2)
+        self.aside = put_aside(model, passes, calibration=3, held_back=0, evaluation=2)
+        self.plan = partial(plan_pruning, model, recipe, 3, 0, 2)
 
 
 def test_pass_without_gradients_holds_a_block_and_a_scored_matrix_or_the_head():

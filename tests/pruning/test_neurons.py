@@ -28,6 +28,7 @@ from prunevolve.evaluation.windows import Text
 from prunevolve.pruning import store
 from prunevolve.pruning.masks import Neurons, Target, resolve_target, stays_of
 from prunevolve.pruning.models import linear_layers, load_model
+from prunevolve.pruning.run.job import LEAST_HELD_BACK
 from prunevolve.pruning.sparsegpt import compensate
 
 WIDTH, GONE, LEFT = 96, 32, 64
@@ -269,8 +270,11 @@ def test_files_are_what_memory_gives_and_transformers_loads_them(made, family):
         AutoTokenizer.from_pretrained(folders.out),
         load_model(str(folders.dense), "float32"),
     )
-    windows = Text("embedded", "calibration[:9%]", 3, 16, 0).cut(tokenizer).tokens
-    prune(model, windows=windows, pattern="neurons", **WAYS[family])
+    windows, held_back = (
+        Text("embedded", "calibration[:9%]", count, 16, seed).cut(tokenizer).tokens
+        for count, seed in ((3, 0), (LEAST_HELD_BACK, 1))
+    )
+    prune(model, windows=windows, held_back=held_back, pattern="neurons", **WAYS[family])
     assert_same_tensors(loaded.state_dict(), model.state_dict())
 
 
