@@ -113,6 +113,12 @@ def make_job(request: Request, resume: bool) -> Job:
         gone = 1 - narrow.num_parameters() / model.shapes.num_parameters()
         stay = f"{width[1]} of {width[0]} neurons of each MLP stay, and all heads"
         lines.append(f"plan: {stay}; {gone:.1%} of all parameters go")
+    if target.group_name == "row":
+        gone = sum(out * int(width * target.sparsity) for out, width in shapes.values())
+        share = gone / sum(out * width for out, width in shapes.values())
+        if round(share, 4) < round(target.sparsity, 4):
+            rule = f"{target.sparsity:.2%} of each row, in whole weights"
+            lines.append(f"plan: {share:.2%} of the weights go: {rule}")
     if found_on:
         lines.append(f"plan: the metric was found on {found_on}")
     if model.why_dtype:
