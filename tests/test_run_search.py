@@ -363,7 +363,7 @@ def test_resume_of_a_finished_run_tells_its_result_measuring_nothing(run, monkey
     assert (told["folder"], told["files"]["report"]) == (str(run), str(run / "report.html"))
     assert told.items() >= summary.items()
     # Sixteen candidates do not win.
-    way_on = f"python run_search.py --resume {run} --set search.candidates=32"
+    way_on = f"python run_search.py --resume {run} --set search.candidates=64"
     assert err.endswith(f"it did not clearly win: search on with {way_on}\n")
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     (run / "summary.json").write_text(json.dumps(summary | {"verdict_kind": "better"}))
