@@ -34,6 +34,7 @@ from prunevolve.pruning.baselines import BASELINES, NAMED, NEURON_BASELINES, SPA
 from prunevolve.pruning.masks import GROUPS
 from prunevolve.pruning.models import EMBEDDED, linear_layers
 from prunevolve.pruning.ranking import DegenerateScores
+from prunevolve.pruning.run.job import held_back_count
 from prunevolve.pruning.run.options import MethodArguments
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import ResidentStore
@@ -217,9 +218,9 @@ class Loaded:
         self._tests = {kind: text.cut(tokenizer).tokens for kind, text in setting.tests.items()}
         self._windows = cut_all(setting.calibration, tokenizer).tokens
         # As `run_prune.py` draws them to judge updates.
-        count = max(4, (setting.calibration[0].windows or 0) // 2)
+        count = held_back_count(len(self._windows))
         others = [replace(text, seed=1, windows=count) for text in setting.calibration]
-        self._held_back = cut_all(others, tokenizer).tokens
+        self._held_back = cut_all(share_windows(others, [1.0] * len(others)), tokenizer).tokens
         self._statistics = collect_statistics(self._model, frozenset(TERMINALS), self._windows)
 
     def measured(self, seconds: float = 0.0) -> Result:

@@ -115,7 +115,7 @@ def prune(
             those for the calibration, the first, the ninth and so on, of which no statistics are.
         recipe: Such as `best`; other arguments go over it, and what it says of texts is not read.
         statistics: Of this model, dense, from `collect_statistics`: what they have needs no
-            windows in a one-shot pruning.
+            windows in a one-shot pruning. For an update, of windows that are not held back.
         on_progress: Called with the stage, the blocks done and the blocks in all.
         options: The command line's options about the method, by name and with its defaults:
             `sparsity`, `pattern`, `group`, `propagation`, `update`, `seed`.
@@ -124,10 +124,7 @@ def prune(
     _check(model, windows)
     _check(model, held_back)
     layers, text = linear_layers(model), procedure.metric.text
-    missing = _missing(procedure, statistics or Statistics(), layers)
-    if windows is None and (missing or procedure.training):
-        why = f"which needs {', '.join(sorted(missing)) or 'them for its update'}"
-        raise ValueError(f"windows must be given for metric '{text}', {why}; got None")
+    _check_given(procedure, statistics or Statistics(), layers, windows)
     records: dict[str, JsonObject] = {}
     target = procedure.target
     width = target.group.width(shapes_of(model), target.sparsity)
@@ -177,10 +174,13 @@ def _texts(windows: Tensor | None, held_back: Tensor | None, guarded: bool) -> d
     return {"calibration": windows} | ({} if held_back is None else {"held_back": held_back})
 
 
-def _missing(
-    procedure: Procedure, statistics: Statistics, layers: Mapping[str, nn.Linear]
-) -> set[str]:
-    """Return the terminals to collect; raises ValueError for statistics of another model."""
+def _check_given(
+    procedure: Procedure,
+    statistics: Statistics,
+    layers: Mapping[str, nn.Linear],
+    windows: Tensor | None,
+) -> None:
+    """Raise ValueError for statistics of another model, or if some lack and there is no window."""
     missing = {*procedure.pruned_terminals}
     for terminal, (name, layer) in product(procedure.dense_terminals, layers.items()):
         expected = TERMINALS[terminal].shape.sizes(*layer.weight.shape)
@@ -190,7 +190,10 @@ def _missing(
         elif (got := tuple(statistic.shape)) != expected:
             rule = f"{terminal} of {name} must be {expected}"
             raise ValueError(f"statistics must be this model's: {rule}, got {got}")
-    return missing
+    if windows is None and (missing or procedure.training):
+        why = f"which needs {', '.join(sorted(missing)) or 'them for its update'}"
+        text = procedure.metric.text
+        raise ValueError(f"windows must be given for metric '{text}', {why}; got None")
 
 
 def _check(model: PreTrainedModel, windows: Tensor | None) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -22,9 +22,9 @@ _GAPS = 1.5
 
 def plan_of(config: Config) -> list[str]:
     """Return models, texts and work of a search, in lines; raises as `resolve`."""
-    experiment = resolve(config)
-    lines = []
-    for subject, model in zip(experiment.subjects, _models(experiment), strict=True):
+    experiment, lines = resolve(config), []
+    models = [*_models(experiment)]
+    for subject, model in zip(experiment.subjects, models, strict=True):
         size = f"{model.shapes.num_parameters():,} parameters in {subject.dtype}"
         lines.append(f"model {subject.model}: {size}")
         for role, kinds in subject.texts.items():
@@ -37,7 +37,7 @@ def plan_of(config: Config) -> list[str]:
     parts = [f"one in {DESCENTS} a descent"] if experiment.breeder.descends else []
     parts += [f"none is begun after {search.hours:g} hours"] if search.hours else []
     loop = ", ".join([f"{search.candidates} candidates on {tasks} task{'s' * (tasks > 1)}", *parts])
-    size, where = memory.text_of(worker_size(experiment)), "cores"
+    size, where = memory.text_of(_worker_size(experiment, models)), "cores"
     cores, devices = os.cpu_count() or 1, torch.cuda.device_count()
     number: object = config.ray.workers
     if number is None:
@@ -65,13 +65,12 @@ def work_after(experiment: Experiment) -> int:
     return finalists * (fitness + selection) + yardsticks + report
 
 
-def worker_size(experiment: Experiment) -> int:
+def _worker_size(experiment: Experiment, models: Sequence[UnloadedModel]) -> int:
     """Return about what a worker holds at most, in bytes, with all its models.
 
     Beside weights, statistics and masked weights that is the work on one model: all scores of a
     metric, or a step of a descent, with the activations of its windows.
     """
-    models = [*_models(experiment)]
     held = sum(_held(model, experiment) for model in models)
     work = max(_work(model, experiment) for model in models)
     return memory.LIBRARIES + int(_GAPS * (held + work))

@@ -181,8 +181,10 @@ def commands_of(path: Path, config: Config) -> tuple[str, str]:
         for value in (values if isinstance(values, list) else [values])
         if value is not None
     ]
-    more = f"search.candidates={max(2 * config.search.candidates, Search().candidates)}"
-    search_on = f"{SEARCH} --resume {shlex.quote(str(path))} --set {more}"
+    search = config.search
+    more = f" --set search.candidates={max(2 * search.candidates, Search().candidates)}"
+    more += f" --set search.hours={2 * search.hours:g}" if search.hours else ""
+    search_on = f"{SEARCH} --resume {shlex.quote(str(path))}{more}"
     return " ".join([PRUNE, *words]), search_on
 
 

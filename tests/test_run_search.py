@@ -384,6 +384,8 @@ def test_search_breeds_no_more_once_its_hours_are_over_and_goes_on_with_more(
     assert result.summary["candidates"] == len(bred)
     monkeypatch.setattr("prunevolve.search.run.backend_of", None)  # what would start a worker
     assert not resume(tmp_path / "run").is_new
+    way_on = "--set search.candidates=64 --set search.hours=10\n"
+    assert call("--resume", tmp_path / "run")[0].endswith(way_on)
     monkeypatch.undo()
     resume(tmp_path / "run", ["search.hours=null"])
     (whole, journal) = (lines_of(x / "journal.jsonl") for x in (finished, tmp_path / "run"))

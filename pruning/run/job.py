@@ -96,7 +96,7 @@ def make_job(request: Request, resume: bool) -> Job:
         model,
         procedure,
         request.samples if "calibration" in texts else 0,
-        held_back_of(request).samples * procedure.guarded,
+        held_back_count(request.samples) * procedure.guarded,
         sum(x.windows or x.most or TEST_TOKENS // model.seqlen for x in evaluation),
         request.max_memory,
         loads=bool(request.tasks),
@@ -177,8 +177,13 @@ def calibration_texts(request: Request, seqlen: int) -> tuple[Text, ...]:
 
 def held_back_of(request: Request) -> Request:
     """Return what draws the windows by whose loss an update is judged: others of the same texts."""
-    samples = min(MOST_HELD_BACK, max(LEAST_HELD_BACK, request.samples // 2))
-    return request.model_copy(update={"samples": samples, "seed": request.seed + 1})
+    others = {"samples": held_back_count(request.samples), "seed": request.seed + 1}
+    return request.model_copy(update=others)
+
+
+def held_back_count(samples: int) -> int:
+    """Return how many windows an update is judged by, given the number of calibration windows."""
+    return min(MOST_HELD_BACK, max(LEAST_HELD_BACK, samples // 2))
 
 
 def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Text, ...]:
