@@ -26,6 +26,11 @@ from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, exact_fp
 from prunevolve.pruning.store import Store
 from prunevolve.pruning.stream import Stream, logits_in_parts
 
+# Of the way from the masked weights to the updated ones. A metric by gradients leaves a loss that an
+# update of the layers' outputs knows nothing of; half of it keeps most of both (docs/LOG.md: half
+# of an update's way).
+PART = 0.5
+
 # Maps each window's states that enter the head, (T, hidden_size), a function that makes logits of
 # them, the windows, and what is called after each to the windows' losses.
 Losses = Callable[..., Tensor]
@@ -142,6 +147,11 @@ def zeroed(weight: Tensor, mask: Tensor) -> Tensor:
         zero_marked(bits.numpy(), mask.contiguous().numpy(), zeros.numpy())
         return zeros.view(weight.dtype)
     return torch.mul(bits, ~mask).view(weight.dtype)
+
+
+def part_of_way(masked: Tensor, changed: Tensor) -> Tensor:
+    """Return weights between those that are only masked and those that an update made of them."""
+    return torch.lerp(masked.to(changed), changed, PART)
 
 
 @dataclass
@@ -347,22 +357,24 @@ class _Walk:
             return
         if procedure.training and "targets" in self.streams:
             examples = self.streams["calibration"].examples(i, self.streams["targets"])
-            weights, errors = procedure.training(block, module, weights, examples)
+            trained, errors = procedure.training(block, module, weights, examples)
+            weights = {layer: part_of_way(weights[layer], x) for layer, x in trained.items()}
             self.record("training", {block: dict(errors)})
         self.store.write(block, weights, stays)
 
     def _changed(self, procedure: Procedure, layer: str, removal: Removal) -> Tensor:
         dense = self.store.dense(layer)
+        masked = zeroed(dense, removal) if isinstance(removal, Tensor) else None
         if not procedure.update:
-            assert isinstance(removal, Tensor)
-            return zeroed(dense, removal)
+            assert masked is not None
+            return masked
         try:
             weight, grown = procedure.update(dense, removal, self.behind[f"{GRAM}/{layer}"])
         except DegenerateScores as error:
             raise DegenerateScores(f"layer {layer}: {error}") from error
         if grown:
             self.record("damping", {layer: grown})
-        return weight
+        return weight if masked is None else part_of_way(masked, weight)
 
 
 @contextmanager

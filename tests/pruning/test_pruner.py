@@ -213,3 +213,22 @@ def test_listed_passes_are_run_block_by_block(request_, names, unguarded):
     )
     walks = [name for name in names if name != "threshold"]
     assert seen == [(name, blocks, 2) for name in walks for blocks in (0, 1, 2)]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.group.name)
+@pytest.mark.parametrize("trains", [False, True])
+def test_weights_go_half_of_the_way_to_their_update(target, trains):
+    masked, model, windows = toy_model("llama"), toy_model("llama"), toy_windows()
+    prune_model(masked, MAGNITUDE, target, windows)
+
+    def times_three(weight, removal, gram):
+        return weight.masked_fill(removal, 0) * 3, 0
+
+    def trained(block, module, weights, examples):
+        return {name: weight * 3 for name, weight in weights.items()}, {}
+
+    method = {"training": trained} if trains else {"update": times_three}
+    procedure = Procedure(MAGNITUDE, target, **method)
+    prune(ResidentStore(model), procedure, {"calibration": windows})
+    for name, weight in linear_layers(model).items():
+        assert torch.equal(weight.weight, linear_layers(masked)[name].weight * 2), name
