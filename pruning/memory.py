@@ -161,8 +161,7 @@ def put_aside(
     """Return the hidden states of all windows, and the statistics that wait for a later pass."""
     layers = _layers(model)
     kept = len(layers) if any(each.keeps_inputs for each in passes) else 1
-    trains = any("targets" in each.enters for each in passes)
-    windows = (kept + 1 + 2 * trains) * calibration + 4 * held_back + 2 * evaluation
+    windows = (kept + 1) * calibration + 4 * held_back + 2 * evaluation
     hidden_size: int = model.shapes.config.get_text_config().hidden_size
     waits = frozenset[str]().union(*(each.terminals for each in passes if not each.prunes))
     shapes = [layer.weight.shape for block in layers for layer in block]

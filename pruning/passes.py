@@ -95,17 +95,18 @@ class Procedure:
         return self.needs_all_scores or self.sequential or self.follows
 
 
-Way = Literal["forward", "wait", "backward", "masked"]
-"""How windows pass a block: their outputs enter the next one, or not before the block is pruned, or
-gradients go from the outputs to the inputs, or the block is masked and nothing else."""
+Way = Literal["forward", "wait", "target", "backward", "masked"]
+"""How windows pass a block: their outputs enter the next one, or not before the block is pruned,
+and until then may be what it is trained to give, or gradients go from the outputs to the inputs, or
+the block is masked and nothing else."""
 
 
 class Step(NamedTuple):
     """What the windows of one stream do at each block."""
 
     # `dense` and `pruned` are measured at the end, `calibration` makes statistics and goes behind
-    # pruned blocks, `targets` are its windows behind dense ones. Those that are held back for the
-    # guard go behind pruned blocks as `updated`, and behind blocks without an update as `masked`.
+    # pruned blocks. Those that are held back for the guard go behind pruned blocks as `updated`,
+    # and behind blocks without an update as `masked`.
     stream: str
     words: str
     terminals: frozenset[str] = frozenset()  # the statistics that are added up on the way
@@ -168,10 +169,9 @@ def passes_of(procedure: Procedure, missing: frozenset[str]) -> tuple[Pass, ...]
         passes.append(Pass("threshold"))
     if gradients and not procedure.waits:
         return (*passes, Pass("measure", pruned=tuple(pruned)))
-    if procedure.training:
-        dense.append(Step("targets", "targets of the training"))
     if procedure.follows:
-        dense.append(_statistics(procedure.pruned_terminals, "wait"))
+        way: Way = "target" if procedure.training else "wait"
+        dense.append(_statistics(procedure.pruned_terminals, way))
         pruned.append(Step("calibration", "calibration windows move on"))
         if procedure.guarded:
             pruned.append(Step("updated", "those held back, too"))
@@ -182,8 +182,9 @@ def passes_of(procedure: Procedure, missing: frozenset[str]) -> tuple[Pass, ...]
 
 
 def _statistics(terminals: frozenset[str], way: Way = "forward") -> Step:
-    where = " behind pruned blocks" if way == "wait" else ""
-    words = f"{', '.join(sorted(terminals)) or 'inputs'} of the calibration windows{where}"
+    where = " behind pruned blocks" if way in ("wait", "target") else ""
+    what = [*sorted(terminals), *["targets"] * (way == "target")]
+    words = f"{', '.join(what) or 'inputs'} of the calibration windows{where}"
     return Step("calibration", words, terminals, way)
 
 

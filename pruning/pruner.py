@@ -26,9 +26,9 @@ from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, exact_fp
 from prunevolve.pruning.store import Store
 from prunevolve.pruning.stream import Stream, logits_in_parts
 
-# Of the way from the masked weights to the updated ones. A metric by gradients leaves a loss that an
-# update of the layers' outputs knows nothing of; half of it keeps most of both (docs/LOG.md: half
-# of an update's way).
+# Of the way from masked weights to those that an update makes of them. Masks by gradients lower the
+# loss in a way that the outputs of a layer do not show, and the whole way undoes it (docs/LOG.md:
+# half of an update's way).
 PART = 0.5
 
 # Maps each window's states that enter the head, (T, hidden_size), a function that makes logits of
@@ -149,11 +149,6 @@ def zeroed(weight: Tensor, mask: Tensor) -> Tensor:
     return torch.mul(bits, ~mask).view(weight.dtype)
 
 
-def part_of_way(masked: Tensor, changed: Tensor) -> Tensor:
-    """Return weights between those that are only masked and those that an update made of them."""
-    return torch.lerp(masked.to(changed), changed, PART)
-
-
 @dataclass
 class _Walk:
     """Runs passes over the blocks, one after the other."""
@@ -218,9 +213,8 @@ class _Walk:
 
     def _start(self, each: Pass) -> None:
         """Let the windows of a pass enter the first block."""
-        # The calibration windows pass the dense model once more as targets, for a training.
-        sources = {"targets": "calibration", "updated": "held_back", "masked": "held_back"}
-        source_of = {x: sources.get(x, x) for x in each.enters}
+        judging = dict.fromkeys(("updated", "masked"), "held_back")
+        source_of = {x: judging.get(x, x) for x in each.enters}
         entering = [x for x, source in source_of.items() if source in self.windows]
         with self.store.outside() if entering else nullcontext():
             for name in entering:
@@ -264,7 +258,7 @@ class _Walk:
         )
 
     def _take(self, step: Step, block: str, module: nn.Module) -> None:
-        waits, i = step.way == "wait", self.store.blocks.index(block)
+        waits, i = step.way in ("wait", "target"), self.store.blocks.index(block)
         if waits and block in self.store.written:
             return
         terminals = step.terminals if waits else step.terminals & self.missing(block)
@@ -355,10 +349,9 @@ class _Walk:
             self.streams["masked"].take("masked", i, masked_block, {}, frozenset())
         if not weights:
             return
-        if procedure.training and "targets" in self.streams:
-            examples = self.streams["calibration"].examples(i, self.streams["targets"])
-            trained, errors = procedure.training(block, module, weights, examples)
-            weights = {layer: part_of_way(weights[layer], x) for layer, x in trained.items()}
+        if procedure.training and "calibration" in self.streams:
+            examples = self.streams["calibration"].examples(i)
+            weights, errors = procedure.training(block, module, weights, examples)
             self.record("training", {block: dict(errors)})
         self.store.write(block, weights, stays)
 
@@ -374,7 +367,7 @@ class _Walk:
             raise DegenerateScores(f"layer {layer}: {error}") from error
         if grown:
             self.record("damping", {layer: grown})
-        return weight if masked is None else part_of_way(masked, weight)
+        return weight if masked is None else torch.lerp(masked.to(weight), weight, PART)
 
 
 @contextmanager
