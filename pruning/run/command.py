@@ -21,7 +21,7 @@ from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.ranking import DegenerateScores
-from prunevolve.pruning.run import result
+from prunevolve.pruning.run import card, result
 from prunevolve.pruning.run.job import Job, evaluation_texts, resolve
 from prunevolve.pruning.run.options import Measurement
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, verify_result
@@ -91,12 +91,12 @@ def apply(job: Job) -> JsonObject:
             inspector = _carry_out(job, windows, tasks, store, statistics, work, progress)
             recipe |= {"update_left_out": True} if work.run.guard.get("left_out") else {}
             report = _report(work.run, evaluation, model.dtype, warnings)
-            report |= result.sizes(checkpoint, Checkpoint(work.result))
+            report |= card.sizes(checkpoint, Checkpoint(work.result))
             result.save_report(work.result, recipe, report, inspector)
         report = result.publish(job.out)
     _warn([line for line in report["warnings"] if line not in warnings])
     answer = _answer(job.out, report) | {"group": job.procedure.target.group_name}
-    print(*result.measured_lines(report), sep="\n")
+    print(*card.measured_lines(report), sep="\n")
     print(f"saved: {job.out} ({_counts(answer)})")
     print(f"verify: {PRUNE} --verify {shlex.quote(str(job.out))}")
     return answer
@@ -139,7 +139,7 @@ def evaluate(request: Measurement) -> JsonObject:
     _warn(not_finite({"perplexity": losses}, windows, model.dtype))
     report = measured({"perplexity": losses}, windows, model.dtype)
     report |= {"zero_shot": {"measured": scores}} if scores else {}
-    print(*result.measured_lines(report), sep="\n")
+    print(*card.measured_lines(report), sep="\n")
     return {"model": model.name, **report}
 
 

@@ -26,8 +26,9 @@ from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.reconstruct import FEW_WINDOWS, reconstruct
+from prunevolve.pruning.run.card import way_of
 from prunevolve.pruning.run.options import Measurement, Method, Request, sources
-from prunevolve.pruning.run.result import check_output_folder, way_of
+from prunevolve.pruning.run.result import check_output_folder
 from prunevolve.pruning.run.verify import RECIPE
 from prunevolve.pruning.sparsegpt import BLOCKSIZE, compensate
 

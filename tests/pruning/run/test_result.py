@@ -17,7 +17,8 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
-from prunevolve.pruning.run.result import check_output_folder, model_card, save_model, save_report
+from prunevolve.pruning.run.card import model_card
+from prunevolve.pruning.run.result import check_output_folder, save_model, save_report
 from prunevolve.pruning.run.verify import Inspector, verify_result
 from prunevolve.pruning.store import FolderStore
 
