@@ -52,7 +52,7 @@ class PruneReport:
     group: str | None  # `row`, `layer` or `model`; None for an n:m pattern, which has its own
     pattern: str  # `unstructured` or n:m
     layers: tuple[LayerCount, ...]  # name, zeros, size, and whether it has what was asked
-    left_out: bool = False  # whether there is no update, since it raised the loss
+    update_part: float | None = None  # how much of an update stays, where windows chose
 
     @property
     def sparsity(self) -> float:
@@ -99,7 +99,7 @@ def prune(
     """Set the lowest-scoring weights of a model's decoder blocks to zero, in place.
 
     With the pattern `neurons` the MLPs become narrower, and with them the model and its config.
-    With windows held back an update is left out if their loss is lower without it. Until that is
+    With windows held back an update goes as far as they choose, 0 to 1 of the way. Until that is
     known, the dense weights stay in memory.
 
     Raises ValueError if an argument breaks its rule, a statistic is needed and neither given nor to
@@ -111,7 +111,7 @@ def prune(
         metric: A metric, one with its group, or what `read_metric` reads; `sparsegpt` is the
             method of that name. None for the recipe's.
         windows: Calibration text as token ids, (N, T); None where no statistic is needed.
-        held_back: Other windows, (N, T), by whose loss an update is judged. None: one of eight of
+        held_back: Other windows, (N, T), whose losses choose how much of an update stays. None: one of eight of
             those for the calibration, the first, the ninth and so on, of which no statistics are.
         recipe: Such as `best`; other arguments go over it, and what it says of texts is not read.
         statistics: Of this model, dense, from `collect_statistics`: what they have needs no
@@ -142,8 +142,8 @@ def prune(
     counts = tuple(
         LayerCount.of(name, layer.weight.detach().cpu(), target) for name, layer in layers.items()
     )
-    left_out = bool(records.get("guard", {}).get("left_out"))
-    return PruneReport(text, target.group_name, target.pattern_text, counts, left_out)
+    part = records.get("guard", {}).get("part")
+    return PruneReport(text, target.group_name, target.pattern_text, counts, part)
 
 
 def _procedure(

@@ -133,7 +133,8 @@ def peak_of(each: Pass, model: UnloadedModel, procedure: Procedure) -> int:
         return scored
     new = _shard_size(model) * (bool(each.prunes) or each.name == "measure")
     weights = max(sum(layer.weight.numel() for layer in block) for block in layers)
-    new += item * weights * ("masked" in each.enters)  # beside a block without the update
+    # Beside a block without the update and one with half of it, which is made in fp32.
+    new += (2 * item * weights + 8 * largest) * ("masked" in each.enters)
     backward = each.name == "backward"
     window = item * activations(model, backward)
     window += 2 * item * largest * backward  # a weight's gradient, and it times a constant
@@ -161,7 +162,8 @@ def put_aside(
     """Return the hidden states of all windows, and the statistics that wait for a later pass."""
     layers = _layers(model)
     kept = len(layers) if any(each.keeps_inputs for each in passes) else 1
-    windows = (kept + 1) * calibration + 4 * held_back + 2 * evaluation
+    trains = any("targets" in each.enters for each in passes)
+    windows = (kept + 1 + 2 * trains) * calibration + 6 * held_back + 2 * evaluation
     hidden_size: int = model.shapes.config.get_text_config().hidden_size
     waits = frozenset[str]().union(*(each.terminals for each in passes if not each.prunes))
     shapes = [layer.weight.shape for block in layers for layer in block]

@@ -42,8 +42,9 @@ class Procedure:
     update: Update | None = None  # changes the weights that stay; None: they keep their bits
     own_masks: bool = False  # whether the update chooses what goes
     training: Training | None = None  # changes the weights once a whole block is pruned
-    # Whether update and training are undone if the held-back windows' loss is lower without them.
+    # Whether weights go only so far to those of update and training as windows held back choose.
     guarded: bool = False
+    part: float = 0.0  # how far weights go to those that were written before; no update makes them
 
     def __post_init__(self) -> None:
         self.metric.check_scores_weights()
@@ -52,10 +53,9 @@ class Procedure:
             rule = f"one-shot with group model, {why}"
             raise ValueError(f"propagation must be {rule}; got 'sequential'")
 
-    @property
-    def without_update(self) -> "Procedure":
-        """The same masks and nothing else."""
-        return replace(self, update=None, training=None, guarded=False)
+    def mixed(self, part: float) -> "Procedure":
+        """Return one with the same masks, and a part of the way to the weights of this one."""
+        return replace(self, update=None, training=None, guarded=False, part=part)
 
     @property
     def dense_terminals(self) -> frozenset[str]:
@@ -95,18 +95,17 @@ class Procedure:
         return self.needs_all_scores or self.sequential or self.follows
 
 
-Way = Literal["forward", "wait", "target", "backward", "masked"]
-"""How windows pass a block: their outputs enter the next one, or not before the block is pruned,
-and until then may be what it is trained to give, or gradients go from the outputs to the inputs, or
-the block is masked and nothing else."""
+Way = Literal["forward", "wait", "backward", "apart"]
+"""How windows pass a block: their outputs enter the next one, or not before the block is pruned, or
+gradients go from the outputs to the inputs, or the block has other weights than will be written."""
 
 
 class Step(NamedTuple):
     """What the windows of one stream do at each block."""
 
     # `dense` and `pruned` are measured at the end, `calibration` makes statistics and goes behind
-    # pruned blocks. Those that are held back for the guard go behind pruned blocks as `updated`,
-    # and behind blocks without an update as `masked`.
+    # pruned blocks, `targets` are its windows behind dense ones. Those that are held back go behind
+    # pruned blocks as `updated`, behind blocks without an update as `masked`, and as `half`.
     stream: str
     words: str
     terminals: frozenset[str] = frozenset()  # the statistics that are added up on the way
@@ -169,22 +168,23 @@ def passes_of(procedure: Procedure, missing: frozenset[str]) -> tuple[Pass, ...]
         passes.append(Pass("threshold"))
     if gradients and not procedure.waits:
         return (*passes, Pass("measure", pruned=tuple(pruned)))
+    if procedure.training:
+        dense.append(Step("targets", "targets of the training"))
     if procedure.follows:
-        way: Way = "target" if procedure.training else "wait"
-        dense.append(_statistics(procedure.pruned_terminals, way))
+        dense.append(_statistics(procedure.pruned_terminals, "wait"))
         pruned.append(Step("calibration", "calibration windows move on"))
         if procedure.guarded:
             pruned.append(Step("updated", "those held back, too"))
-            pruned.append(Step("masked", "also without the update", way="masked"))
+            pruned.append(Step("half", "also with half of the update", way="apart"))
+            pruned.append(Step("masked", "and without it", way="apart"))
     elif inputs and not collects_first:
         dense.append(_statistics(inputs))
     return (*passes, Pass("prune", tuple(dense), _pruning(procedure), tuple(pruned)))
 
 
 def _statistics(terminals: frozenset[str], way: Way = "forward") -> Step:
-    where = " behind pruned blocks" if way in ("wait", "target") else ""
-    what = [*sorted(terminals), *["targets"] * (way == "target")]
-    words = f"{', '.join(what) or 'inputs'} of the calibration windows{where}"
+    where = " behind pruned blocks" if way == "wait" else ""
+    words = f"{', '.join(sorted(terminals)) or 'inputs'} of the calibration windows{where}"
     return Step("calibration", words, terminals, way)
 
 

@@ -16,20 +16,17 @@ from transformers import PreTrainedModel
 
 from prunevolve.pruning.checkpoint import Offload
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.masks import Target, stays_of
+from prunevolve.pruning.masks import Stays, Target, stays_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import shapes_of
 from prunevolve.pruning.passes import Pass, Procedure, Removal, Step, collecting, passes_of
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.ranking import DegenerateScores, check_extremes, extremes, zero_marked
 from prunevolve.pruning.statistics import GRAM, STATISTICS, Statistics, exact_fp32, of_layer
-from prunevolve.pruning.store import Store
+from prunevolve.pruning.store import Store, widened
 from prunevolve.pruning.stream import Stream, logits_in_parts
 
-# Of the way from masked weights to those that an update makes of them. Masks by gradients lower the
-# loss in a way that the outputs of a layer do not show, and the whole way undoes it (docs/LOG.md:
-# half of an update's way).
-PART = 0.5
+_JUDGING = ("masked", "half", "updated")  # streams of the windows held back
 
 # Maps each window's states that enter the head, (T, hidden_size), a function that makes logits of
 # them, the windows, and what is called after each to the windows' losses.
@@ -55,9 +52,10 @@ def prune(
 ) -> None:
     """Zero the lowest-scoring weights of a model's decoder blocks, block by block.
 
-    If the procedure is guarded and the windows held back have a lower loss without the update, all
-    is pruned again without. Masks by gradients can lower the loss of little pruning below the dense
-    model's, and to restore the dense outputs undoes that.
+    If the procedure is guarded, the losses of windows held back with no update, half of it and all
+    of it choose how far weights go from masked to updated: if not all of the way, they are mixed in
+    a second walk. Masks by gradients can lower the loss of little pruning below the dense model's,
+    and to restore the dense outputs undoes that.
 
     Blocks that the store has already written stay as they are. Raises DegenerateScores if a layer's
     scores are not finite or constant, or its Gram matrix has no factor, and OSError if a disk is
@@ -65,8 +63,8 @@ def prune(
 
     Args:
         windows: Token ids, (N, T), by what they are for: `calibration`, if there is any;
-            `held_back`, for the guard, without which there is none; `dense` and `pruned` are
-            measured before and after pruning.
+            `held_back`, without which nothing is guarded; `dense` and `pruned` are measured before
+            and after pruning.
         states: Where hidden states are put aside; None for memory.
         statistics: Where statistics of the dense model are put aside, by `G/layer`, and stay;
             those already there are used. None keeps them in memory for as long as they are needed.
@@ -75,7 +73,8 @@ def prune(
             whole model.
         record: Called with `training` and a block's errors by part; with `damping` and
             how many times that of a layer's Gram matrix grew, if it did; with `losses` of `dense`
-            and of `pruned`; with `guard` and the held-back windows' mean losses, nats per token.
+            and of `pruned`; with `guard`, the held-back windows' mean losses, nats per token, and
+            the `part` of the way that they choose.
         losses: Measures these.
     """
     check_layers(store.model, procedure.target)
@@ -106,14 +105,12 @@ def prune(
         store.finish()
     if not walk.guard:
         return
-    if walk.guard["left_out"]:
-        store.restore(dense)  # before it is on record, so that a kill between them does no harm
     record("guard", walk.guard)
-    if walk.guard["left_out"]:
-        plain = procedure.without_update
+    if (part := walk.guard["part"]) < 1:
+        store.mix(part, dense)
         left = {name: windows[name] for name in ("calibration", "pruned") if name in windows}
         options = kept_scores, record, losses
-        prune(store, plain, left, states, walk.statistics, on_progress, *options)
+        prune(store, procedure.mixed(part), left, states, walk.statistics, on_progress, *options)
 
 
 def check_layers(model: PreTrainedModel, target: Target) -> None:
@@ -147,6 +144,23 @@ def zeroed(weight: Tensor, mask: Tensor) -> Tensor:
         zero_marked(bits.numpy(), mask.contiguous().numpy(), zeros.numpy())
         return zeros.view(weight.dtype)
     return torch.mul(bits, ~mask).view(weight.dtype)
+
+
+def part_chosen(without: float, half: float, all_of_it: float) -> float:
+    """Return the part of an update's way, in tenths, where a parabola through losses is lowest.
+
+    Where it has no lowest point, or losses are not finite, it is the best of the three.
+    """
+    curve = 2 * (without - 2 * half + all_of_it)
+    if math.isfinite(curve) and curve > 0:
+        return round(min(max((3 * without - 4 * half + all_of_it) / (2 * curve), 0.0), 1.0), 1)
+    losses = {0.0: without, 0.5: half, 1.0: all_of_it}
+    return min((x for x in losses if math.isfinite(losses[x])), key=losses.__getitem__, default=0.0)
+
+
+def between(masked: Tensor, changed: Tensor, part: float) -> Tensor:
+    """Return weights, fp32, a part of the way from those that are only masked to changed ones."""
+    return torch.lerp(masked.float(), changed.to(masked.device).float(), part)
 
 
 @dataclass
@@ -192,7 +206,7 @@ class _Walk:
         self._start(each)
         dense = [step for step in each.dense if step.stream in self.streams]
         pruned = [step for step in each.pruned if step.stream in self.streams]
-        pruned = [step for step in pruned if step.way != "masked"]
+        pruned = [step for step in pruned if step.way != "apart"]
         for done, (block, following) in enumerate(zip(order, [*order[1:], None], strict=True), 1):
             prunes = bool(each.prunes) and not self.is_done(block)
             is_new = prunes and block not in store.written
@@ -213,8 +227,9 @@ class _Walk:
 
     def _start(self, each: Pass) -> None:
         """Let the windows of a pass enter the first block."""
-        judging = dict.fromkeys(("updated", "masked"), "held_back")
-        source_of = {x: judging.get(x, x) for x in each.enters}
+        # The calibration windows pass the dense model once more as targets, for a training.
+        sources = {"targets": "calibration", **dict.fromkeys(_JUDGING, "held_back")}
+        source_of = {x: sources.get(x, x) for x in each.enters}
         entering = [x for x, source in source_of.items() if source in self.windows]
         with self.store.outside() if entering else nullcontext():
             for name in entering:
@@ -239,12 +254,11 @@ class _Walk:
                 del self.streams[name]
 
     def _judge(self) -> None:
-        """Compare the held-back windows' losses behind masked blocks with those behind updated."""
-        of_both = (self._losses(self.streams.pop(name)) for name in ("masked", "updated"))
-        before, after = (losses.mean().item() for losses in of_both)
-        worse = before < after or math.isnan(after)
-        self.guard = {"without": before, "with": after, "left_out": worse}
-        if worse and "pruned" in self.streams:  # it will be measured on what is pruned again
+        """Choose how much of the update stays, by the losses of windows held back."""
+        found = [self._losses(self.streams.pop(name)).mean().item() for name in _JUDGING]
+        self.guard = {**dict(zip(("without", "half", "with"), found, strict=True))}
+        self.guard["part"] = part = part_chosen(*found)
+        if part < 1 and "pruned" in self.streams:  # it will be measured on what is mixed
             self.streams.pop("pruned").drop(len(self.store.blocks))
 
     def _losses(self, stream: Stream) -> Tensor:
@@ -258,7 +272,7 @@ class _Walk:
         )
 
     def _take(self, step: Step, block: str, module: nn.Module) -> None:
-        waits, i = step.way in ("wait", "target"), self.store.blocks.index(block)
+        waits, i = step.way == "wait", self.store.blocks.index(block)
         if waits and block in self.store.written:
             return
         terminals = step.terminals if waits else step.terminals & self.missing(block)
@@ -323,51 +337,71 @@ class _Walk:
         assert procedure and self.removals
         self.store.finish()  # the block before it does not wait in memory beside these scores
         weights: dict[str, Tensor] = {}
-        masked: dict[str, Tensor] = {}  # by parameter of the block, for the guard
+        masked: dict[str, Tensor] = {}  # for the guard
         stays: dict[str, tuple[int, Tensor]] = {}
         for layer in self.store.layers[block]:
             name, removal = next(self.removals)
             assert name == layer, (name, layer)
             if "masked" in self.streams:
                 assert isinstance(removal, Tensor)
-                parameter = f"{layer.removeprefix(f'{block}.')}.weight"
-                masked[parameter] = zeroed(self.store.weight(layer), removal)
+                masked[layer] = zeroed(self.store.weight(layer), removal)
+            if isinstance(removal, Tensor):  # a block's masks together would take much memory
+                stays |= stays_of({layer: removal})
             if block not in self.store.written:
-                weights[layer] = self._changed(procedure, layer, removal)
-                if isinstance(removal, Tensor):  # a block's masks together would take much memory
-                    stays |= stays_of({layer: removal})
+                weights[layer] = self._changed(procedure, block, layer, removal)
             for terminal in self.terminals | procedure.pruned_terminals:
                 self.behind.pop(f"{terminal}/{layer}", None)
                 if self.forgets:
                     self.statistics.pop(f"{terminal}/{layer}", None)
         i = self.store.blocks.index(block)
-        if masked:
-
-            def masked_block(*arguments: object, **keywords: object) -> object:
-                return functional_call(module, masked, arguments, keywords)
-
-            self.streams["masked"].take("masked", i, masked_block, {}, frozenset())
-        if not weights:
-            return
-        if procedure.training and "calibration" in self.streams:
-            examples = self.streams["calibration"].examples(i)
+        if weights and procedure.training and "targets" in self.streams:
+            examples = self.streams["calibration"].examples(i, self.streams["targets"])
             weights, errors = procedure.training(block, module, weights, examples)
             self.record("training", {block: dict(errors)})
-        self.store.write(block, weights, stays)
+        if masked:
+            self._pass_apart("masked", block, module, masked)
+            for layer, weight in masked.items():
+                if weights:  # rounded, as they are if they are read after a kill
+                    changed = weights[layer].to(self.store.dense(layer).dtype)
+                else:
+                    changed = self._written(block, layer, stays)
+                masked[layer] = between(weight, changed, 0.5).to(weight.dtype)
+            self._pass_apart("half", block, module, masked)
+        if weights:
+            self.store.write(block, weights, stays)
 
-    def _changed(self, procedure: Procedure, layer: str, removal: Removal) -> Tensor:
+    def _pass_apart(
+        self, stream: str, block: str, module: nn.Module, weights: Mapping[str, Tensor]
+    ) -> None:
+        """Let a stream pass a block with other weights of its layers."""
+        parameters = {f"{x.removeprefix(f'{block}.')}.weight": y for x, y in weights.items()}
+
+        def apart(*arguments: object, **keywords: object) -> object:
+            return functional_call(module, parameters, arguments, keywords)
+
+        i = self.store.blocks.index(block)
+        self.streams[stream].take("apart", i, apart, {}, frozenset())
+
+    def _written(self, block: str, layer: str, stays: Stays) -> Tensor:
+        """Return a layer's weight as it was written before, in the dense one's shape."""
+        weight, shape = self.store.updated(block, layer), self.store.dense(layer).shape
+        return weight if weight.shape == shape else widened(weight, shape, *stays[layer])
+
+    def _changed(self, procedure: Procedure, block: str, layer: str, removal: Removal) -> Tensor:
         dense = self.store.dense(layer)
-        masked = zeroed(dense, removal) if isinstance(removal, Tensor) else None
         if not procedure.update:
-            assert masked is not None
-            return masked
+            assert isinstance(removal, Tensor)
+            masked, stays = zeroed(dense, removal), stays_of({layer: removal})
+            if not procedure.part:
+                return masked
+            return between(masked, self._written(block, layer, stays), procedure.part)
         try:
             weight, grown = procedure.update(dense, removal, self.behind[f"{GRAM}/{layer}"])
         except DegenerateScores as error:
             raise DegenerateScores(f"layer {layer}: {error}") from error
         if grown:
             self.record("damping", {layer: grown})
-        return weight if masked is None else torch.lerp(masked.to(weight), weight, PART)
+        return weight
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 """Reconstruction: the weights that stay of a pruned block are trained to give the dense outputs.
 
 As in arXiv:2510.14444: one block at a time, its masks fixed, first the layers of its attention,
-then those of its MLP. Its inputs are what the pruned blocks before it give, and its targets what
-the dense block makes of the same. To make up for the errors from before as well, as the paper does,
-is worse from 30% to 60% (docs/LOG.md: what a block is trained to give).
+then those of its MLP. Its inputs are what the pruned blocks before it give; its targets are the
+dense block's outputs behind dense blocks, so errors from before are made up for, too.
 """
 
 import random
@@ -23,7 +22,7 @@ class Examples:
 
     windows: int
     input: Callable[[int], Tensor]  # what enters the block behind pruned blocks, by window
-    target: Callable[[int], Tensor]  # what the dense block makes of that
+    target: Callable[[int], Tensor]  # what the dense block gives behind dense blocks
     run: Callable[[Callable[..., object], Tensor], Tensor]  # runs a block, or one in its place
 
 

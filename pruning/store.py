@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -14,6 +15,8 @@ from prunevolve.pruning.json_file import write_json
 from prunevolve.pruning.masks import Stays
 from prunevolve.pruning.models import DTYPES, layers_by_block, one_line_errors, skeleton
 from prunevolve.pruning.stream import logits_in_parts
+
+PART = "update_part"  # in a shard's metadata: how far its weights went to those of an update
 
 # Tokens that pass a model in memory at a time, at least one window: few are slow on a GPU.
 BATCH_TOKENS = 2048
@@ -31,6 +34,7 @@ class ResidentStore:
         self.blocks = tuple(self.layers)
         self.written: set[str] = set()
         self._biases: dict[str, Tensor] = {}  # of layers that became narrower, as they were
+        self._updated: dict[str, Tensor] = {}
         self.device = torch.device(model.device)  # a walk over the parameters, so only once
 
     def outside(self) -> AbstractContextManager[PreTrainedModel]:
@@ -62,6 +66,15 @@ class ResidentStore:
 
     def finish(self) -> None:
         """Do nothing: blocks are written at once."""
+
+    def mix(self, part: float, dense: Mapping[str, Tensor]) -> None:
+        """Make the given dense weights the model's; those that it has now stay as the `updated`."""
+        self._updated = {layer: self.dense(layer) for layer in dense} if part else {}
+        self.restore(dense)
+
+    def updated(self, block: str, layer: str) -> Tensor:
+        """Return the weight that was written, before a `mix` if there was one."""
+        return self._updated.get(layer, self.dense(layer))
 
     def restore(self, dense: Mapping[str, Tensor]) -> None:
         """Make the given dense weights, or copies on its device, the model's: none is written."""
@@ -122,6 +135,7 @@ class FolderStore:
         self._threads = ThreadPoolExecutor(2)  # one reads ahead, one writes
         self._ahead: dict[str, Future[dict[str, nn.Parameter]]] = {}
         self._writing: Future[None] | None = None
+        self._metadata: dict[str, str] = {}  # of the shards to be written
         self.on_shard: Callable[[Path], object] = lambda path: None  # called with finished ones
         self.written = {block for block in self.blocks if self.shard(block).exists()}
 
@@ -213,7 +227,7 @@ class FolderStore:
         path = self.shard(block)
 
         def write_shard() -> None:
-            write_tensors(path, tensors)
+            write_tensors(path, tensors, metadata=self._metadata)
             self.on_shard(path)
 
         self._writing = self._threads.submit(write_shard)
@@ -223,12 +237,19 @@ class FolderStore:
         if self._writing:
             self._writing.result()
 
-    def restore(self, dense: Mapping[str, Tensor]) -> None:
-        """Delete all shards: the dense model's files stay as they are, and no block is written."""
+    def mix(self, part: float, dense: Mapping[str, Tensor] | None = None) -> None:
+        """Count no block as written but those that were after this, with the same part.
+
+        Their shards say so, and replace those before: killed anywhere, it can go on.
+        """
         self.finish()
-        for block in sorted(self.written):
-            self.shard(block).unlink()
-        self.written.clear()
+        self._metadata = {PART: str(part)}
+        there = [block for block in self.blocks if self.shard(block).exists()]
+        self.written = {x for x in there if part_of(self.shard(x)) == str(part)}
+
+    def updated(self, block: str, layer: str) -> Tensor:
+        """Return the weight that was written, before a `mix` if there was one."""
+        return Checkpoint(self.shard(block)).read(self._published[f"{layer}.weight"])
 
     def write_outside(self) -> None:
         """Write the shard of all tensors outside the blocks, and last the index of all shards."""
@@ -253,6 +274,17 @@ class FolderStore:
 def narrowed(tensor: Tensor, side: int, kept: Tensor) -> Tensor:
     """Return the rows, side 0, or columns, side 1, of a tensor that are kept."""
     return tensor.index_select(side, kept.to(tensor.device)).contiguous()
+
+
+def widened(tensor: Tensor, shape: torch.Size, side: int, kept: Tensor) -> Tensor:
+    """Return a tensor of that shape, 0 but for the rows or columns that `narrowed` kept."""
+    return tensor.new_zeros(shape).index_copy_(side, kept.to(tensor.device), tensor)
+
+
+def part_of(shard: Path) -> str | None:
+    """Return the part with which a shard was mixed."""
+    with safe_open(shard, "pt") as file:
+        return (file.metadata() or {}).get(PART)
 
 
 Store = ResidentStore | FolderStore

@@ -71,8 +71,7 @@ class Stream:
     ) -> dict[str, Tensor]:
         """Carry all windows through a block; return the statistics of its layers on the way.
 
-        Forward, its outputs enter the next block, unless the windows wait for the pruned block, of
-        which they may be the targets meanwhile. Backward, it is run
+        Forward, its outputs enter the next block, unless the windows wait. Backward, it is run
         again on its kept inputs, which the gradients then replace.
         """
         call = self.calls[block]
@@ -90,14 +89,14 @@ class Stream:
                 output = call.run(module, hidden)
                 if way != "wait":
                     self._put(block + 1, i, output)
-                    if way != "target" and not self.kept:
+                    if not self.kept:
                         del self.states[self._key(block, i)]
             self._settle()
         return statistics_of(sums, self.windows)
 
-    def examples(self, block: int) -> Examples:
-        """Return what a block is trained on: its inputs, and what it gave for them while dense."""
-        inputs, outputs = partial(self.input, block), partial(self.input, block + 1)
+    def examples(self, block: int, targets: "Stream") -> Examples:
+        """Return what a block is trained on: its inputs here, and its outputs in another stream."""
+        inputs, outputs = partial(self.input, block), partial(targets.input, block + 1)
         return Examples(len(self.windows), inputs, outputs, self.calls[block].run)
 
     def drop(self, block: int) -> None:

@@ -62,14 +62,12 @@ def way_of(recipe: JsonObject) -> str:
         return "masks and updates block by block, by inputs behind pruned blocks (SparseGPT)"
     sequential = recipe["propagation"] == "sequential"
     source = "inputs behind pruned blocks" if sequential else "the dense model"
-    if recipe.get("update_left_out"):
+    updates = {"sparsegpt": ", updated block by block", "reconstruct": ", trained by block"}
+    update, part = updates.get(recipe["update"], ""), recipe.get("update_part", 1)
+    if part == 0:
         update = ", no update, as it raised the loss of held-back windows"
-    else:
-        updates = {
-            "sparsegpt": ", half of SparseGPT's update, by block",
-            "reconstruct": ", trained by block",
-        }
-        update = updates.get(recipe["update"], "")
+    elif part < 1:
+        update += f", {part:.0%} of that, as held-back windows choose"
     return f"statistics of {source}{update}"
 
 

@@ -89,7 +89,7 @@ def apply(job: Job) -> JsonObject:
     with shown_progress(on_stderr()) as progress, work.open():
         if not (work.result / REPORT).exists():  # else it has only to be moved to its place
             inspector = _carry_out(job, windows, tasks, store, statistics, work, progress)
-            recipe |= {"update_left_out": True} if work.run.guard.get("left_out") else {}
+            recipe |= {"update_part": work.run.guard["part"]} if work.run.guard else {}
             report = _report(work.run, evaluation, model.dtype, warnings)
             report |= card.sizes(checkpoint, Checkpoint(work.result))
             result.save_report(work.result, recipe, report, inspector)
@@ -165,7 +165,7 @@ def _carry_out(
 
     def look(path: Path) -> None:  # while the shard is in the system's cache
         inspector.look(path)
-        work.keep("sha256", inspector.sums)
+        work.keep("sha256", {path.name: inspector.sums[path.name]})
 
     def score(name: str, source: str) -> None:
         if tasks and name not in run.zero_shot:
@@ -182,10 +182,13 @@ def _carry_out(
         statistics = DiskOffload(work.statistics)
     states = DiskOffload(work.states, fresh=True) if "hidden states" in on_disk else {}
     score("dense", model.name)
+    procedure = work.procedure(job.procedure)
+    if procedure != job.procedure and not procedure.update:  # killed while weights were mixed
+        store.mix(procedure.part)
     try:
         prune(
             store,
-            work.procedure(job.procedure),
+            procedure,
             texts,
             states,
             statistics,
@@ -211,7 +214,7 @@ def _report(run: result.Run, evaluation: Windows, dtype: str, warnings: list[str
         for name in ("dense", "pruned")
     }
     warnings = [*warnings, *not_finite(losses, evaluation, dtype)]
-    if left_out := run.guard.get("left_out"):
+    if left_out := run.guard.get("part") == 0:
         losses_of = "without it {without:.4f} nats, with it {with:.4f}".format_map(run.guard)
         warnings.append(f"the update was left out: on windows held back {losses_of}")
     if (grown := run.damping) and not left_out:

@@ -45,7 +45,8 @@ class Run(BaseModel):
     losses: dict[str, list[float | None]] = {}
     training: dict[str, JsonObject] = {}  # errors of trained blocks
     damping: dict[str, int] = {}  # how many times that of a layer's Gram matrix grew
-    # Losses of held-back windows `with` the update and `without`, and whether it was `left_out`.
+    # Losses of held-back windows `with` the update, `half` of it and `without`, and the `part` of
+    # the way that they chose.
     guard: JsonObject = {}
     zero_shot: dict[str, JsonObject] = {}  # `dense` and `pruned`
     sha256: dict[str, str] = {}  # of finished shards
@@ -119,13 +120,16 @@ class WorkFolder:
 
     def procedure(self, asked: Procedure) -> Procedure:
         """Return what is left to do of a procedure, given what came of its guard before."""
-        if self.run.guard.get("left_out"):
-            asked = asked.without_update
-        return replace(asked, guarded=asked.guarded and not self.run.guard)
+        if not self.run.guard:
+            return asked
+        part = self.run.guard["part"]
+        return asked.mixed(part) if part < 1 else replace(asked, guarded=False)
 
     def keep(self, kind: str, values: JsonObject) -> None:
         """Add values to those of their kind in `run.json`; any thread may do it."""
         with self._lock:
+            if kind == "guard":
+                self.run.sha256.clear()  # its shards are replaced
             getattr(self.run, kind).update(finite(values))
             write_json(self.path / RUN, self.run.model_dump())
 

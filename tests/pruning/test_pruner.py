@@ -213,35 +213,3 @@ def test_listed_passes_are_run_block_by_block(request_, names, unguarded):
     )
     walks = [name for name in names if name != "threshold"]
     assert seen == [(name, blocks, 2) for name in walks for blocks in (0, 1, 2)]
-
-
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.group.name)
-def test_weights_go_half_of_the_way_to_their_update(target):
-    masked, model, windows = toy_model("llama"), toy_model("llama"), toy_windows()
-    prune_model(masked, MAGNITUDE, target, windows)
-
-    def times_three(weight, removal, gram):
-        return weight.masked_fill(removal, 0) * 3, 0
-
-    procedure = Procedure(MAGNITUDE, target, update=times_three)
-    prune(ResidentStore(model), procedure, {"calibration": windows})
-    for name, weight in linear_layers(model).items():
-        assert torch.equal(weight.weight, linear_layers(masked)[name].weight * 2), name
-
-
-def test_a_block_is_trained_to_give_what_it_gave_for_its_inputs_while_dense():
-    model, dense, windows, trained = toy_model("llama"), toy_model("llama"), toy_windows(), []
-
-    def training(block, module, weights, examples):
-        trained.append(block)
-        for i in range(examples.windows):
-            expected = examples.run(dense.get_submodule(block), examples.input(i))
-            assert torch.equal(examples.target(i), expected)
-        return weights, {}
-
-    prune(
-        ResidentStore(model),
-        Procedure(MAGNITUDE, ROW, training=training),
-        {"calibration": windows},
-    )
-    assert trained == [*decoder_blocks(model)]
