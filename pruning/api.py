@@ -111,8 +111,9 @@ def prune(
         metric: A metric, one with its group, or what `read_metric` reads; `sparsegpt` is the
             method of that name. None for the recipe's.
         windows: Calibration text as token ids, (N, T); None where no statistic is needed.
-        held_back: Other windows, (N, T), whose losses choose how much of an update stays. None: one of eight of
-            those for the calibration, the first, the ninth and so on, of which no statistics are.
+        held_back: Other windows, (N, T), whose losses choose how much of an update stays. None: one
+            of eight of those for the calibration, the first, the ninth and so on, of which no
+            statistics are.
         recipe: Such as `best`; other arguments go over it, and what it says of texts is not read.
         statistics: Of this model, dense, from `collect_statistics`: what they have needs no
             windows in a one-shot pruning. For an update, of windows that are not held back.

@@ -23,7 +23,7 @@ from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_model
 from prunevolve.pruning.run import command
-from prunevolve.pruning.run.job import LEAST_HELD_BACK, ONE_KIND
+from prunevolve.pruning.run.job import ONE_KIND
 from prunevolve.pruning.run.options import read_recipe
 from prunevolve.pruning.run.verify import verify_result
 from prunevolve.pruning.store import ResidentStore
@@ -491,27 +491,19 @@ def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp
     assert kept
     prune_small(**METHODS[way], resume=True)
     assert checksums_of(tmp_path / "out") == expected
-    if "update_left_out" not in paper(tmp_path / "out", "recipe"):
+    if paper(tmp_path / "out", "recipe").get("update_part", 1) == 1:
         assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in kept} == kept
     assert not (tmp_path / "out" / ".unfinished").exists()
     verify_result(tmp_path / "out")
 
 
 @pytest.mark.parametrize("shard", [2, 3, 4])  # of two blocks, which are written twice
-def test_resume_of_what_is_pruned_again_without_its_update(
-    prune_small, at_shard, tmp_path, monkeypatch, shard
-):
-    def losses_of(states, logits, windows, *on_window):
-        losses = measure(states, logits, windows, *on_window)
-        lengths.append(len(windows))
-        # Those held back: behind masked, then updated blocks.
-        return losses + (lengths[-2:] == [LEAST_HELD_BACK] * 2)
-
-    measure, lengths = command.window_losses, []
-    monkeypatch.setattr(command, "window_losses", losses_of)
+@pytest.mark.parametrize("part", [0.0, 0.3])
+def test_resume_of_what_is_written_again(prune_small, at_shard, tmp_path, monkeypatch, shard, part):
+    monkeypatch.setattr("prunevolve.pruning.pruner.part_chosen", lambda *losses: part)
     way = {"metric": "gblm", "group": "model", "update": "sparsegpt", "propagation": "one-shot"}
     prune_small(**way)
-    assert paper(tmp_path / "out", "recipe")["update_left_out"]
+    assert paper(tmp_path / "out", "recipe")["update_part"] == part
     expected = checksums_of(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     at_shard(shard, interrupt)
@@ -519,7 +511,7 @@ def test_resume_of_what_is_pruned_again_without_its_update(
     prune_small(**way, resume=True)
     assert checksums_of(tmp_path / "out") == expected
     plain = paper(tmp_path / "out", "report")
-    assert any("the update was left out" in line for line in plain["warnings"])
+    assert any("the update was left out" in x for x in plain["warnings"]) == (part == 0)
     verify_result(tmp_path / "out")
 
 

@@ -1,5 +1,6 @@
-"""An update that raises the loss of windows that are held back is left out."""
+"""Windows held back choose how much of an update stays."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +15,7 @@ from prunevolve.pruning.masks import Target, group_of, pattern_group
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.passes import Procedure
-from prunevolve.pruning.pruner import prune
+from prunevolve.pruning.pruner import part_chosen, prune
 from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.store import FolderStore, ResidentStore
 
@@ -44,6 +45,10 @@ def harmful(weight, removal, gram):
 
 def harmless(weight, removal, gram):
     return weight.masked_fill(removal, 0), 0
+
+
+def twice(weight, removal, gram):
+    return weight.masked_fill(removal, 0) * 2, 0
 
 
 def run(store, procedure, **more):
@@ -78,15 +83,64 @@ def state_of(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.parametrize(
+    ("losses", "part"),
+    [
+        ((2.0, 1.0, 2.0), 0.5),
+        ((3.0, 1.0, 1.0), 0.8),  # 3 - 6 p + 4 p², lowest at 0.75
+        ((1.0, 1.2, 1.6), 0.0),  # lowest below 0
+        ((1.0, 1.1, 2.0), 0.2),
+        ((2.0, 1.1, 1.0), 0.8),
+        ((2.0, 1.4, 1.0), 1.0),  # lowest beyond 1
+        ((1.0, 2.0, 1.5), 0.0),  # no lowest point
+        ((1.5, 2.0, 1.0), 1.0),
+        ((1.0, 1.0, 1.0), 0.0),
+        ((1.0, 0.9, math.nan), 0.5),
+        ((1.0, math.inf, math.nan), 0.0),
+        ((math.nan, math.nan, math.nan), 0.0),
+    ],
+)
+def test_part_is_where_a_parabola_through_the_losses_is_lowest(losses, part):
+    assert part_chosen(*losses) == part
+
+
 @targets
 def test_what_is_left_out_leaves_the_masked_model(target):
     plain, guarded = toy_model(FAMILY), toy_model(FAMILY)
-    was = run(ResidentStore(plain, narrows=True), updated(target, harmful).without_update)
+    was = run(ResidentStore(plain, narrows=True), updated(target, harmful).mixed(0))
     now = run(ResidentStore(guarded, narrows=True), updated(target, harmful))
     assert_same_tensors(state_of(guarded), state_of(plain))
     assert now["losses"] == was["losses"]
-    assert now["guard"]["left_out"]
+    assert now["guard"]["part"] == 0
     assert "guard" not in was
+
+
+@targets
+@pytest.mark.parametrize("keeps", [None, False, True])
+def test_weights_are_mixed_by_the_part(dense, tmp_path, target, keeps, monkeypatch):
+    monkeypatch.setattr("prunevolve.pruning.pruner.part_chosen", lambda *losses: 0.25)
+
+    def stores():
+        return (
+            [ResidentStore(toy_model(FAMILY), narrows=True) for _ in range(2)]
+            if keeps is None
+            else [folder_store(dense, tmp_path / name, keeps) for name in ("plain", "mixed")]
+        )
+
+    plain, mixed = stores()
+    run(plain, updated(target, twice).mixed(0))
+    now = run(mixed, updated(target, twice))
+    if keeps is None:
+        tensors, expected = state_of(mixed.model), state_of(plain.model)
+    else:
+        tensors, expected = (tensors_of(tmp_path / name) for name in ("mixed", "plain"))
+    for name in linear_layers(toy_model(FAMILY)):  # 1 and a quarter of the way to 2
+        expected[f"{name}.weight"] *= 1.25
+    assert_same_tensors(tensors, expected)
+    measured = [float(x) for x in now["losses"]["pruned"]]
+    if keeps is None:
+        losses = losses_in(mixed, WINDOWS[:2])
+        assert measured == pytest.approx([float(x) for x in losses], rel=1e-5)
 
 
 @targets
@@ -94,45 +148,39 @@ def test_losses_compared_are_those_of_windows_held_back(target):
     model = toy_model(FAMILY)
     guard = run(ResidentStore(model, narrows=True), updated(target, harmless))["guard"]
     plain = toy_model(FAMILY)  # by the other windows
-    procedure = updated(target, harmless).without_update
+    procedure = updated(target, harmless).mixed(0)
     prune(ResidentStore(plain, narrows=True), procedure, {"calibration": OTHERS})
     assert_same_tensors(state_of(model), state_of(plain))
     expected = float(losses_in(ResidentStore(model), HELD).mean())
     assert guard == {
         "without": pytest.approx(expected, rel=1e-5),
+        "half": pytest.approx(expected, rel=1e-5),
         "with": pytest.approx(expected, rel=1e-5),
-        "left_out": guard["without"] < guard["with"],
+        "part": guard["part"],
     }
 
 
-def test_the_lower_loss_decides():
-    model, plain = toy_model(FAMILY), toy_model(FAMILY)
-    for each in (model, plain):  # whose losses are high
-        for layer in linear_layers(each).values():
-            layer.weight.data *= 50
-    run(ResidentStore(plain), updated(TARGETS["row"], harmful).without_update)
-
-    def smaller(weight, removal, gram):
-        return weight.masked_fill(removal, 0) / 50, 0
-
-    guard = run(ResidentStore(model), updated(TARGETS["row"], smaller))["guard"]
-    losses = [float(losses_in(ResidentStore(x), HELD).mean()) for x in (plain, model)]
-    assert [guard["without"], guard["with"]] == pytest.approx(losses)
-    assert not guard["left_out"] and losses[1] < losses[0]
-
-    def larger(weight, removal, gram):
-        return weight.masked_fill(removal, 0) * 50, 0
-
-    model = toy_model(FAMILY)
-    guard = run(ResidentStore(model), updated(TARGETS["row"], larger))["guard"]
-    assert guard["left_out"] == (guard["without"] < guard["with"])
+@targets
+def test_losses_are_those_without_half_and_all_of_the_update(target, monkeypatch):
+    monkeypatch.setattr("prunevolve.pruning.pruner.part_chosen", lambda *losses: 1.0)
+    guard = run(ResidentStore(toy_model(FAMILY), narrows=True), updated(target, twice))[
+        "guard"
+    ]
+    for name, factor in (("without", 1), ("half", 1.5), ("with", 2)):
+        store = ResidentStore(toy_model(FAMILY))
+        prune(store, updated(target, twice).mixed(0), {"calibration": OTHERS})
+        for layer in store.layers.values():
+            for weight in layer.values():
+                weight.weight.data *= factor
+        loss = float(losses_in(store, HELD).mean())
+        assert guard[name] == pytest.approx(loss, rel=1e-5), name
 
 
 @targets
 @pytest.mark.parametrize("keeps", [False, True])
 def test_shards_are_those_of_the_plain_pruning(dense, tmp_path, target, keeps):
     plain, guarded = tmp_path / "plain", tmp_path / "guarded"
-    was = run(folder_store(dense, plain, keeps), updated(target, harmful).without_update)
+    was = run(folder_store(dense, plain, keeps), updated(target, harmful).mixed(0))
     now = run(folder_store(dense, guarded, keeps), updated(target, harmful))
     assert_same_tensors(tensors_of(guarded), tensors_of(plain))
     assert now["losses"] == was["losses"]
@@ -143,11 +191,15 @@ class Killed(Exception):
 
 
 @targets
-@pytest.mark.parametrize("moment", ["first shard", "all shards", "no shard", "first shard again"])
-def test_killed_at_any_moment_it_comes_to_the_same(dense, tmp_path, target, moment, monkeypatch):
-    plain, guarded = tmp_path / "plain", tmp_path / "guarded"
-    run(folder_store(dense, plain), updated(target, harmful).without_update)
-    store, shards, found = folder_store(dense, guarded), [], {}
+@pytest.mark.parametrize("part", [0.0, 0.3])
+@pytest.mark.parametrize("moment", ["first shard", "no record", "record", "first shard again"])
+def test_killed_at_any_moment_it_comes_to_the_same(
+    dense, tmp_path, target, moment, part, monkeypatch
+):
+    monkeypatch.setattr("prunevolve.pruning.pruner.part_chosen", lambda *losses: part)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(folder_store(dense, whole), updated(target, twice))
+    store, shards, found = folder_store(dense, killed), [], {}
 
     def on_shard(path):
         shards.append(path)
@@ -156,29 +208,28 @@ def test_killed_at_any_moment_it_comes_to_the_same(dense, tmp_path, target, mome
 
     def record(kind, value):
         if kind == "guard":
-            if moment == "no shard":
+            if moment == "no record":
                 raise Killed
             found.update(value)
+            if moment == "record":
+                raise Killed
 
-    def restore(dense):
-        if moment == "all shards":
-            raise Killed
-        FolderStore.restore(store, dense)
-
-    store.on_shard, store.restore = on_shard, restore
+    store.on_shard = on_shard
     go = partial(
-        prune, procedure=updated(target, harmful), windows=TEXTS,
+        prune, procedure=updated(target, twice), windows=TEXTS,
         losses=window_losses,
     )  # fmt: skip
     with pytest.raises(Killed):
         go(store, record=record)
-    resumed = folder_store(dense, guarded)
+    resumed = folder_store(dense, killed)
+    assert bool(found) == (moment in ("record", "first shard again"))
     if found:
-        assert moment == "first shard again" and found["left_out"]
-        prune(resumed, updated(target, harmful).without_update, {"calibration": OTHERS})
+        resumed.mix(part)
+        assert len(resumed.written) == (moment == "first shard again")
+        prune(resumed, updated(target, twice).mixed(part), {"calibration": OTHERS})
     else:
         go(resumed)
-    assert_same_tensors(tensors_of(guarded), tensors_of(plain))
+    assert_same_tensors(tensors_of(killed), tensors_of(whole))
 
 
 def test_every_update_is_guarded_and_the_report_says_what_came_of_it(monkeypatch):
@@ -186,8 +237,8 @@ def test_every_update_is_guarded_and_the_report_says_what_came_of_it(monkeypatch
     options = {"sparsity": 0.5, "group": "row"}
     model, plain = toy_model(FAMILY), toy_model(FAMILY)
     report = prunevolve.prune(model, "wanda", WINDOWS, update="sparsegpt", **options)
-    assert report.left_out
+    assert report.update_part == 0
     given = {"held_back": HELD, "update": "sparsegpt", **options}
-    assert prunevolve.prune(toy_model(FAMILY), "wanda", OTHERS, **given).left_out
-    assert not prunevolve.prune(plain, "wanda", OTHERS, **options).left_out
+    assert prunevolve.prune(toy_model(FAMILY), "wanda", OTHERS, **given).update_part == 0
+    assert prunevolve.prune(plain, "wanda", OTHERS, **options).update_part is None
     assert_same_tensors(state_of(model), state_of(plain))
