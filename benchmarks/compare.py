@@ -21,7 +21,7 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 import typer
 from rich.progress import track
@@ -52,10 +52,13 @@ OURS = tuple(name for name, row in NAMED.items() if row.source == "this project,
 
 
 class Result(TypedDict):
-    """What was measured of a model: perplexities by kind of text, and seconds of pruning."""
+    """What was measured of a model: perplexities by kind of text, seconds of pruning, and how much
+    of an update stays.
+    """
 
     perplexity: dict[str, float]
     seconds: float
+    update_part: NotRequired[float | None]
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,7 @@ class Loaded:
         options |= {"pattern": share} if ":" in share else {"sparsity": float(share[:-1]) / 100}
         try:
             began = time.perf_counter()
-            prune(
+            report = prune(
                 self._model,
                 method.metric,
                 self._windows,
@@ -248,7 +251,8 @@ class Loaded:
                 statistics=self._statistics,
                 **options,
             )
-            return self.measured(time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            return {**self.measured(seconds), "update_part": report.update_part}
         except DegenerateScores:
             return {"perplexity": dict.fromkeys(self._tests, math.inf), "seconds": 0.0}
         finally:
