@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -81,18 +81,13 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
-def write_tensors(
-    path: Path,
-    tensors: dict[str, Tensor],
-    sync: bool = True,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], sync: bool = True) -> None:
     """Write a safetensors file, whole or not at all; raises OSError if it cannot be written."""
     with whole_file(path, sync) as draft:
         draft.touch()
         mode = draft.stat().st_mode  # by the umask; safetensors writes files for their owner alone
         try:
-            save_file(tensors, draft, metadata={"format": "pt", **(metadata or {})})
+            save_file(tensors, draft, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"{path.name} cannot be written: {error}") from error
         draft.chmod(mode)

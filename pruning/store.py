@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -15,8 +14,6 @@ from prunevolve.pruning.json_file import write_json
 from prunevolve.pruning.masks import Stays
 from prunevolve.pruning.models import DTYPES, layers_by_block, one_line_errors, skeleton
 from prunevolve.pruning.stream import logits_in_parts
-
-PART = "update_part"  # in a shard's metadata: how far its weights went to those of an update
 
 # Tokens that pass a model in memory at a time, at least one window: few are slow on a GPU.
 BATCH_TOKENS = 2048
@@ -135,7 +132,7 @@ class FolderStore:
         self._threads = ThreadPoolExecutor(2)  # one reads ahead, one writes
         self._ahead: dict[str, Future[dict[str, nn.Parameter]]] = {}
         self._writing: Future[None] | None = None
-        self._metadata: dict[str, str] = {}  # of the shards to be written
+        self._before: Path | None = None  # where shards from before a `mix` are
         self.on_shard: Callable[[Path], object] = lambda path: None  # called with finished ones
         self.written = {block for block in self.blocks if self.shard(block).exists()}
 
@@ -227,7 +224,12 @@ class FolderStore:
         path = self.shard(block)
 
         def write_shard() -> None:
-            write_tensors(path, tensors, metadata=self._metadata)
+            aside = self._before / path.name if self._before else None
+            if aside and not aside.exists():
+                path.rename(aside)
+            write_tensors(path, tensors)
+            if aside:
+                aside.write_bytes(b"")
             self.on_shard(path)
 
         self._writing = self._threads.submit(write_shard)
@@ -238,18 +240,23 @@ class FolderStore:
             self._writing.result()
 
     def mix(self, part: float, dense: Mapping[str, Tensor] | None = None) -> None:
-        """Count no block as written but those that were after this, with the same part.
+        """Count no block as written but those that were after this: killed anywhere, it goes on.
 
-        Their shards say so, and replace those before: killed anywhere, it can go on.
+        A shard is put aside before another takes its name, and is emptied after that.
         """
         self.finish()
-        self._metadata = {PART: str(part)}
-        there = [block for block in self.blocks if self.shard(block).exists()]
-        self.written = {x for x in there if part_of(self.shard(x)) == str(part)}
+        self._before = self._shards.with_name(f"{self._shards.name}.before")
+        self._before.mkdir(exist_ok=True)
+        empty = {path.name for path in self._before.iterdir() if not path.stat().st_size}
+        self.written = {block for block in self.blocks if self.shard(block).name in empty}
 
     def updated(self, block: str, layer: str) -> Tensor:
         """Return the weight that was written, before a `mix` if there was one."""
-        return Checkpoint(self.shard(block)).read(self._published[f"{layer}.weight"])
+        path = self.shard(block)
+        aside = self._before / path.name if self._before else path
+        return Checkpoint(aside if aside.exists() else path).read(
+            self._published[f"{layer}.weight"]
+        )
 
     def write_outside(self) -> None:
         """Write the shard of all tensors outside the blocks, and last the index of all shards."""
@@ -279,12 +286,6 @@ def narrowed(tensor: Tensor, side: int, kept: Tensor) -> Tensor:
 def widened(tensor: Tensor, shape: torch.Size, side: int, kept: Tensor) -> Tensor:
     """Return a tensor of that shape, 0 but for the rows or columns that `narrowed` kept."""
     return tensor.new_zeros(shape).index_copy_(side, kept.to(tensor.device), tensor)
-
-
-def part_of(shard: Path) -> str | None:
-    """Return the part with which a shard was mixed."""
-    with safe_open(shard, "pt") as file:
-        return (file.metadata() or {}).get(PART)
 
 
 Store = ResidentStore | FolderStore
