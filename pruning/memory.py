@@ -133,8 +133,8 @@ def peak_of(each: Pass, model: UnloadedModel, procedure: Procedure) -> int:
         return scored
     new = _shard_size(model) * (bool(each.prunes) or each.name == "measure")
     weights = max(sum(layer.weight.numel() for layer in block) for block in layers)
-    # Beside a block without the update and one with half of it, which is made in fp32.
-    new += (2 * item * weights + 8 * largest) * ("masked" in each.enters)
+    # Beside a block without the update, of which one with half is made when its work is done.
+    new += item * weights * ("masked" in each.enters)
     backward = each.name == "backward"
     window = item * activations(model, backward)
     window += 2 * item * largest * backward  # a weight's gradient, and it times a constant
