@@ -107,7 +107,7 @@ def prune(
         return
     record("guard", walk.guard)
     if (part := walk.guard["part"]) < 1:
-        store.mix(part, dense)
+        store.mix(dense)
         left = {name: windows[name] for name in ("calibration", "pruned") if name in windows}
         options = kept_scores, record, losses
         prune(store, procedure.mixed(part), left, states, walk.statistics, on_progress, *options)
@@ -256,8 +256,8 @@ class _Walk:
     def _judge(self) -> None:
         """Choose how much of the update stays, by the losses of windows held back."""
         found = [self._losses(self.streams.pop(name)).mean().item() for name in _JUDGING]
-        self.guard = {**dict(zip(("without", "half", "with"), found, strict=True))}
-        self.guard["part"] = part = part_chosen(*found)
+        part = part_chosen(*found)
+        self.guard = {**dict(zip(("without", "half", "with"), found, strict=True)), "part": part}
         if part < 1 and "pruned" in self.streams:  # it will be measured on what is mixed
             self.streams.pop("pruned").drop(len(self.store.blocks))
 

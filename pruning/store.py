@@ -64,9 +64,9 @@ class ResidentStore:
     def finish(self) -> None:
         """Do nothing: blocks are written at once."""
 
-    def mix(self, part: float, dense: Mapping[str, Tensor]) -> None:
+    def mix(self, dense: Mapping[str, Tensor]) -> None:
         """Make the given dense weights the model's; those that it has now stay as the `updated`."""
-        self._updated = {layer: self.dense(layer) for layer in dense} if part else {}
+        self._updated = {layer: self.dense(layer) for layer in dense}
         self.restore(dense)
 
     def updated(self, block: str, layer: str) -> Tensor:
@@ -239,7 +239,7 @@ class FolderStore:
         if self._writing:
             self._writing.result()
 
-    def mix(self, part: float, dense: Mapping[str, Tensor] | None = None) -> None:
+    def mix(self, dense: Mapping[str, Tensor] | None = None) -> None:
         """Count no block as written but those that were after this: killed anywhere, it goes on.
 
         A shard is put aside before another takes its name, and is emptied after that.
@@ -253,10 +253,9 @@ class FolderStore:
     def updated(self, block: str, layer: str) -> Tensor:
         """Return the weight that was written, before a `mix` if there was one."""
         path = self.shard(block)
-        aside = self._before / path.name if self._before else path
-        return Checkpoint(aside if aside.exists() else path).read(
-            self._published[f"{layer}.weight"]
-        )
+        if self._before and (aside := self._before / path.name).exists():
+            path = aside
+        return Checkpoint(path).read(self._published[f"{layer}.weight"])
 
     def write_outside(self) -> None:
         """Write the shard of all tensors outside the blocks, and last the index of all shards."""

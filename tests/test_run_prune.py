@@ -22,7 +22,7 @@ from prunevolve.pruning import checkpoint, memory, statistics, store
 from prunevolve.pruning.baselines import NAMED
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers, load_model
-from prunevolve.pruning.run import command
+from prunevolve.pruning.run import command, result
 from prunevolve.pruning.run.job import ONE_KIND
 from prunevolve.pruning.run.options import read_recipe
 from prunevolve.pruning.run.verify import verify_result
@@ -513,6 +513,32 @@ def test_resume_of_what_is_written_again(prune_small, at_shard, tmp_path, monkey
     plain = paper(tmp_path / "out", "report")
     assert any("the update was left out" in x for x in plain["warnings"]) == (part == 0)
     verify_result(tmp_path / "out")
+
+
+@pytest.mark.parametrize("part", [0.3, 1.0])
+def test_resume_of_what_was_killed_once_windows_had_chosen(
+    prune_small, tmp_path, monkeypatch, part
+):
+    def keep_and_stop(self, kind, values):
+        keep(self, kind, values)
+        if kind == "guard":
+            raise KeyboardInterrupt
+
+    keep = result.WorkFolder.keep
+    monkeypatch.setattr("prunevolve.pruning.pruner.part_chosen", lambda *losses: part)
+    prune_small(**METHODS["all"])
+    expected = checksums_of(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(result.WorkFolder, "keep", keep_and_stop)
+        prune_small(**METHODS["all"], code=3)
+    shards = (tmp_path / "out/.unfinished/result").glob("*.safetensors")
+    times = {path.name: path.stat().st_mtime_ns for path in shards}
+    assert times
+    prune_small(**METHODS["all"], resume=True)
+    assert checksums_of(tmp_path / "out") == expected
+    for name, time_ns in times.items():
+        assert ((tmp_path / "out" / name).stat().st_mtime_ns == time_ns) == (part == 1), name
 
 
 def test_resume_of_a_folder_alone_ends_with_the_same_files(

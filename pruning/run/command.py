@@ -183,8 +183,8 @@ def _carry_out(
     states = DiskOffload(work.states, fresh=True) if "hidden states" in on_disk else {}
     score("dense", model.name)
     procedure = work.procedure(job.procedure)
-    if procedure != job.procedure and not procedure.update:  # killed while weights were mixed
-        store.mix(procedure.part)
+    if run.guard.get("part", 1) < 1:  # killed while weights were mixed
+        store.mix()
     try:
         prune(
             store,

@@ -163,9 +163,7 @@ def test_losses_compared_are_those_of_windows_held_back(target):
 @targets
 def test_losses_are_those_without_half_and_all_of_the_update(target, monkeypatch):
     monkeypatch.setattr("prunevolve.pruning.pruner.part_chosen", lambda *losses: 1.0)
-    guard = run(ResidentStore(toy_model(FAMILY), narrows=True), updated(target, twice))[
-        "guard"
-    ]
+    guard = run(ResidentStore(toy_model(FAMILY), narrows=True), updated(target, twice))["guard"]
     for name, factor in (("without", 1), ("half", 1.5), ("with", 2)):
         store = ResidentStore(toy_model(FAMILY))
         prune(store, updated(target, twice).mixed(0), {"calibration": OTHERS})
@@ -224,7 +222,7 @@ def test_killed_at_any_moment_it_comes_to_the_same(
     resumed = folder_store(dense, killed)
     assert bool(found) == (moment in ("record", "first shard again"))
     if found:
-        resumed.mix(part)
+        resumed.mix()
         assert len(resumed.written) == (moment == "first shard again")
         prune(resumed, updated(target, twice).mixed(part), {"calibration": OTHERS})
     else:
