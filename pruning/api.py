@@ -19,6 +19,7 @@ from prunevolve.pruning.models import (
     load_model,
     load_tokenizer,
     shapes_of,
+    skip,
     width_key,
 )
 from prunevolve.pruning.parse import DEFAULT_GROUP, read_metric
@@ -119,20 +120,35 @@ def prune(
             windows in a one-shot pruning. For an update, of windows that are not held back.
         on_progress: Called with the stage, the blocks done and the blocks in all.
         options: The command line's options about the method, by name and with its defaults:
-            `sparsity`, `pattern`, `group`, `propagation`, `update`, `seed`.
+            `sparsity`, `pattern`, `group`, `skip`, `propagation`, `update`, `seed`.
     """
-    procedure = _procedure(metric, recipe, options)
+    procedure, skipped = _procedure(metric, recipe, options)
     _check(model, windows)
     _check(model, held_back)
+    try:
+        skip(model, skipped)
+        _check_given(procedure, statistics or Statistics(), linear_layers(model), windows)
+        texts = _texts(windows, held_back, procedure.guarded)
+        return _pruned(model, procedure, texts, statistics, on_progress)
+    finally:
+        skip(model, None)
+
+
+def _pruned(
+    model: PreTrainedModel,
+    procedure: Procedure,
+    texts: Mapping[str, Tensor],
+    statistics: Statistics | None,
+    on_progress: Progress,
+) -> PruneReport:
     layers, text = linear_layers(model), procedure.metric.text
-    _check_given(procedure, statistics or Statistics(), layers, windows)
     records: dict[str, JsonObject] = {}
     target = procedure.target
     width = target.group.width(shapes_of(model), target.sparsity)
     pruner.prune(
         ResidentStore(model, narrows=True),
         procedure,
-        _texts(windows, held_back, procedure.guarded),
+        texts,
         statistics={**statistics} if statistics else None,
         on_progress=on_progress,
         record=records.__setitem__,
@@ -149,7 +165,8 @@ def prune(
 
 def _procedure(
     metric: Metric | Criterion | str | None, recipe: str | None, options: MethodArguments
-) -> Procedure:
+) -> tuple[Procedure, str | None]:
+    """Return how to prune, and which layers to skip."""
     method = make(Method, {**options}, "prune")
     if recipe is not None:
         given = {**options} | ({} if metric is None else {"metric": metric})
@@ -162,7 +179,7 @@ def _procedure(
     if not isinstance(criterion, Criterion):
         forms = "a Metric, a Criterion or what read_metric reads"
         raise ValueError(f"metric must be {forms}; got {type(metric).__name__}, and no recipe's")
-    return procedure_of(method, criterion, own_masks=metric == SPARSEGPT)
+    return procedure_of(method, criterion, own_masks=metric == SPARSEGPT), method.skip
 
 
 def _texts(windows: Tensor | None, held_back: Tensor | None, guarded: bool) -> dict[str, Tensor]:

@@ -32,6 +32,8 @@ FAMILIES = ["gemma2", "gemma3", "gemma3_text", "llama", "mistral", "opt", "phi3"
 # What builds a folder of models/, which is no hub id.
 _MADE = {"models/smollm2-135m": "make smollm2", "models/gemma3-270m": "make gemma3"}
 
+_SKIPPED = "prunevolve_skipped"  # an attribute of layers that stay as they are
+
 _HUB_ID = re.compile(r"((?!models/)[A-Za-z0-9][\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
 
@@ -240,11 +242,35 @@ def decoder_blocks(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def layers_by_block(model: PreTrainedModel) -> dict[str, dict[str, nn.Linear]]:
-    """Return the prunable layers, the linear ones in decoder blocks, by block and name in order."""
+    """Return the prunable layers by block and name, in order: the linear ones in decoder blocks,
+    without those that `skip` took out.
+    """
+    modules = {x: y.named_modules(prefix=x) for x, y in decoder_blocks(model).items()}
     return {
-        name: {x: y for x, y in block.named_modules(prefix=name) if isinstance(y, nn.Linear)}
-        for name, block in decoder_blocks(model).items()
+        block: {x: y for x, y in inside if isinstance(y, nn.Linear) and not hasattr(y, _SKIPPED)}
+        for block, inside in modules.items()
     }
+
+
+def skip(model: PreTrainedModel, pattern: str | None) -> None:
+    """Take layers in whose names a regular expression is found out of the prunable ones.
+
+    None puts all back. Raises ValueError if it is none, or is found in no layer or in all.
+    """
+    for module in model.modules():
+        module.__dict__.pop(_SKIPPED, None)
+    if pattern is None:
+        return
+    names = [*linear_layers(model)]
+    rule = "skip must be a regular expression that is found in some layers' names, not in all"
+    try:
+        found = [name for name in names if re.search(pattern, name)]
+    except re.error as error:
+        raise ValueError(f"{rule}; got {pattern!r}: {error}") from error
+    if len(found) in (0, len(names)):
+        raise ValueError(f"{rule} such as {names[0]}; got {pattern!r}, in {len(found)}")
+    for name in found:
+        setattr(model.get_submodule(name), _SKIPPED, True)
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:

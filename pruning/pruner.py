@@ -353,21 +353,21 @@ class _Walk:
                 self.behind.pop(f"{terminal}/{layer}", None)
                 if self.forgets:
                     self.statistics.pop(f"{terminal}/{layer}", None)
-        i = self.store.blocks.index(block)
-        if weights and procedure.training and "targets" in self.streams:
+        i, is_new = self.store.blocks.index(block), block not in self.store.written
+        if is_new and procedure.training and "targets" in self.streams:
             examples = self.streams["calibration"].examples(i, self.streams["targets"])
             weights, errors = procedure.training(block, module, weights, examples)
             self.record("training", {block: dict(errors)})
-        if masked:
+        if "masked" in self.streams:
             self._pass_apart("masked", block, module, masked)
             for layer, weight in masked.items():
-                if weights:  # rounded, as they are if they are read after a kill
+                if is_new:  # rounded, as they are if they are read after a kill
                     changed = weights[layer].to(self.store.dense(layer).dtype)
                 else:
                     changed = self._written(block, layer, stays)
                 masked[layer] = between(weight, changed, 0.5).to(weight.dtype)
             self._pass_apart("half", block, module, masked)
-        if weights:
+        if is_new:  # even if all its layers are skipped
             self.store.write(block, weights, stays)
 
     def _pass_apart(

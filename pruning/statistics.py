@@ -195,7 +195,7 @@ def sums_size(layers: Iterable[nn.Linear], terminals: frozenset[str]) -> int:
     rows = [COLLECTED[name] for name in terminals & COLLECTED.keys() - {"W"}]
     sums = sum(terminal.start(layer, meta).nbytes for layer in layers for terminal in rows)
     # Those of H are factored and inverted, one layer at a time.
-    return sums + ("H" in terminals) * 2 * 4 * max(x.in_features for x in layers) ** 2
+    return sums + ("H" in terminals) * 2 * 4 * max((x.in_features for x in layers), default=0) ** 2
 
 
 def of_layer(

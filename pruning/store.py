@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from prunevolve.pruning.checkpoint import INDEX, Checkpoint, moved, outside_blocks, write_tensors
 from prunevolve.pruning.json_file import write_json
 from prunevolve.pruning.masks import Stays
-from prunevolve.pruning.models import DTYPES, layers_by_block, one_line_errors, skeleton
+from prunevolve.pruning.models import DTYPES, layers_by_block, one_line_errors, skeleton, skip
 from prunevolve.pruning.stream import logits_in_parts
 
 # Tokens that pass a model in memory at a time, at least one window: few are slow on a GPU.
@@ -102,7 +102,8 @@ class FolderStore:
 
     Dtype, a key of `DTYPES`, and device are those of the passes; files keep their own dtype. Shards
     that are finished count as written. A store that `keeps` blocks holds them in memory from their
-    first opening until they are written. Raises ValueError as `Checkpoint.published`.
+    first opening until they are written; layers that are `skipped` are none of its own. Raises
+    ValueError as `Checkpoint.published`.
     """
 
     def __init__(
@@ -113,10 +114,12 @@ class FolderStore:
         device: str,
         shards: Path,
         keeps: bool = False,
+        skipped: str | None = None,
     ) -> None:
         self.checkpoint, self._shards, self._keeps = checkpoint, shards, keeps
         self.device, self._dtype = torch.device(device), DTYPES[dtype]
         self.model = skeleton(config, self._dtype)
+        skip(self.model, skipped)
         buffers = self.model.named_buffers(remove_duplicate=False)
         self._put({name: buffer.to(self.device) for name, buffer in buffers})
         self.layers = layers_by_block(self.model)

@@ -333,6 +333,10 @@ def test_validate_asks_no_hub_and_writes_nothing(prune_small, tmp_path):
         ({"sparsity": 50}, "sparsity = 50.0: Input should be less than 1"),
         ({"sparsity": 0.6, "pattern": "2:4"}, "sparsity must be 0.5 with pattern 2:4, or left out"),
         ({"update": "obs"}, "'--update': Value error, 'obs' is not one of 'none', 'sparsegpt'"),
+        ({"skip": "["}, "skip must be a regular expression that is found in some layers' names"),
+        ({"skip": "lm_head"}, "self_attn.q_proj; got 'lm_head', in 0"),
+        ({"skip": "proj"}, "self_attn.q_proj; got 'proj', in 14"),
+        ({"skip": "0", "pattern": "neurons"}, "skip must be left out with pattern neurons: all"),
         ({"seqlen": 65}, "seqlen must be 2 to 64, the model's context; got 65"),
         ({"max_memory": "6 apples"}, "max-memory must be a size such as 6GiB or 800MB, got '6 ap"),
         ({"metric": "/dev/zero"}, "metric file '/dev/zero': '/dev/zero' is no regular file: not"),
@@ -375,6 +379,7 @@ METHODS = {
     "last, sequential": {"metric": "gblm", "propagation": "sequential"},
     "sparsegpt": {"metric": "sparsegpt", "pattern": "2:4"},
     "all": {"metric": "gblm", "update": "reconstruct"},
+    "all but a block": {"metric": "gblm", "update": "reconstruct", "skip": "layers.0"},
 }
 
 

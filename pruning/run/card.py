@@ -68,7 +68,8 @@ def way_of(recipe: JsonObject) -> str:
         update = ", no update, as it raised the loss of held-back windows"
     elif part < 1:
         update += f", {part:.0%} of that, as held-back windows choose"
-    return f"statistics of {source}{update}"
+    skipped = recipe.get("skip")
+    return f"statistics of {source}{update}" + (f"; `{skipped}` left dense" if skipped else "")
 
 
 def model_card(recipe: JsonObject, report: JsonObject) -> str:

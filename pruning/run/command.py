@@ -77,7 +77,7 @@ def apply(job: Job) -> JsonObject:
     fingerprints = {"model": checkpoint.fingerprint(), "evaluation": evaluation.provenance}
     work = result.WorkFolder(job.out, request.model_dump(), recipe | fingerprints)
     of_model = (model.config, model.dtype, model.device)
-    store = FolderStore(checkpoint, *of_model, work.result, job.plan.resident)
+    store = FolderStore(checkpoint, *of_model, work.result, job.plan.resident, request.skip)
     statistics = None
     if request.statistics and job.procedure.dense_terminals:
         kept = Path(request.statistics)

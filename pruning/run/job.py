@@ -20,6 +20,7 @@ from prunevolve.pruning.models import (
     resolve_model,
     shapes_of,
     skeleton,
+    skip,
 )
 from prunevolve.pruning.parse import resolve_metric
 from prunevolve.pruning.passes import Procedure
@@ -83,6 +84,7 @@ def make_job(request: Request, resume: bool) -> Job:
     criterion, found_on = resolve_metric(str(request.metric))
     procedure = procedure_of(request, criterion, own_masks=request.metric == SPARSEGPT)
     model = resolve(request, procedure.has_gradients)
+    skip(model.shapes, request.skip)
     check_layers(model.shapes, procedure.target)
     calibration = calibration_texts(request, model.seqlen)
     evaluation = evaluation_texts(request, model.seqlen)
@@ -153,6 +155,9 @@ def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) 
             f"{BLOCKSIZE} columns of a layer; got {target.group_name!r}"
         )
     pattern = target.group if isinstance(target.group, NOfM) else None
+    if method.skip and target.pattern_text == "neurons":
+        rule = "left out with pattern neurons: all MLPs have one width, and all heads stay"
+        raise ValueError(f"skip must be {rule}; got {method.skip!r}")
     updates = own_masks or method.update == "sparsegpt"
     trains = method.update == "reconstruct"
     return Procedure(

@@ -50,6 +50,8 @@ class Method(Options):
     """unstructured, n:m such as 2:4, or neurons."""
     group: str | None = None
     """row, layer or model; default the metric's."""
+    skip: str | None = None
+    """Leave layers as they are in whose names this regular expression is found."""
     multiple: int = Field(32, ge=1)
     """Of neurons: the new width of an MLP is a multiple of this."""
     propagation: Literal["one-shot", "sequential"] = "one-shot"
@@ -66,6 +68,7 @@ class MethodArguments(TypedDict, total=False):
     sparsity: float | None
     pattern: str
     group: str | None
+    skip: str | None
     multiple: int
     propagation: Literal["one-shot", "sequential"]
     update: Literal["none", "sparsegpt", "reconstruct"]

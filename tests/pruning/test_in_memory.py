@@ -1,5 +1,6 @@
 """Pruning a model in memory from Python: the engine's masks, counted zeros, one-line errors."""
 
+import re
 from inspect import signature
 from typing import Unpack, get_type_hints
 
@@ -117,3 +118,16 @@ def test_metric_or_model_of_another_kind_and_an_unknown_leaf_are_refused():
     assert training.startswith("model must be in evaluation mode")
     unknown = refusal(lambda: collect_statistics(toy_model("llama"), "XQ", toy_windows()))
     assert unknown.startswith("terminals must be among W, G, X, ")
+
+
+@pytest.mark.parametrize("update", ["none", "sparsegpt", "reconstruct"])
+@pytest.mark.parametrize("skip", [r"layers\.0\.", "down_proj|q_proj"])
+def test_skipped_layers_stay_as_they_are_and_are_not_counted(update, skip):
+    model, before = toy_model("llama"), weights_of(toy_model("llama"))
+    report = prune(model, "snip", toy_windows(), sparsity=0.5, update=update, skip=skip)
+    counted = {layer.name for layer in report.layers}
+    assert report.sparsity == pytest.approx(0.5, abs=0.01)
+    for name, weight in weights_of(model).items():
+        assert (name not in counted) == bool(re.search(skip, name))
+        assert torch.equal(weight, before[name]) == (name not in counted), name
+    assert len(prune(model, "magnitude").layers) == len(before)  # none is skipped from now on
