@@ -67,7 +67,7 @@ def way_of(recipe: JsonObject) -> str:
     if part == 0:
         update = ", no update, as it raised the loss of held-back windows"
     elif part < 1:
-        update += f", {part:.0%} of that, as held-back windows choose"
+        update += f", {part:.0%} of the way, as windows held back chose"
     skipped = recipe.get("skip")
     return f"statistics of {source}{update}" + (f"; `{skipped}` left dense" if skipped else "")
 
