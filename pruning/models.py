@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 import transformers
@@ -245,11 +246,14 @@ def layers_by_block(model: PreTrainedModel) -> dict[str, dict[str, nn.Linear]]:
     """Return the prunable layers by block and name, in order: the linear ones in decoder blocks,
     without those that `skip` took out.
     """
-    modules = {x: y.named_modules(prefix=x) for x, y in decoder_blocks(model).items()}
     return {
-        block: {x: y for x, y in inside if isinstance(y, nn.Linear) and not hasattr(y, _SKIPPED)}
-        for block, inside in modules.items()
+        name: {x: y for x, y in block.named_modules(prefix=name) if _is_prunable(y)}
+        for name, block in decoder_blocks(model).items()
     }
+
+
+def _is_prunable(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return isinstance(module, nn.Linear) and not hasattr(module, _SKIPPED)
 
 
 def skip(model: PreTrainedModel, pattern: str | None) -> None:

@@ -44,7 +44,8 @@ class Procedure:
     training: Training | None = None  # changes the weights once a whole block is pruned
     # Whether weights go only so far to those of update and training as windows held back choose.
     guarded: bool = False
-    part: float = 0.0  # how far weights go to those that were written before; no update makes them
+    # How far masked weights go, without an update, to those that one has written before.
+    part: float = 0.0
 
     def __post_init__(self) -> None:
         self.metric.check_scores_weights()

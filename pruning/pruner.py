@@ -348,7 +348,10 @@ class _Walk:
             if isinstance(removal, Tensor):  # a block's masks together would take much memory
                 stays |= stays_of({layer: removal})
             if block not in self.store.written:
-                weights[layer] = self._changed(procedure, block, layer, removal)
+                weights[layer] = self._changed(procedure, layer, removal)
+                if procedure.part:
+                    before = self._written(block, layer, stays)
+                    weights[layer] = between(weights[layer], before, procedure.part)
             for terminal in self.terminals | procedure.pruned_terminals:
                 self.behind.pop(f"{terminal}/{layer}", None)
                 if self.forgets:
@@ -387,14 +390,11 @@ class _Walk:
         weight, shape = self.store.updated(block, layer), self.store.dense(layer).shape
         return weight if weight.shape == shape else widened(weight, shape, *stays[layer])
 
-    def _changed(self, procedure: Procedure, block: str, layer: str, removal: Removal) -> Tensor:
+    def _changed(self, procedure: Procedure, layer: str, removal: Removal) -> Tensor:
         dense = self.store.dense(layer)
         if not procedure.update:
             assert isinstance(removal, Tensor)
-            masked, stays = zeroed(dense, removal), stays_of({layer: removal})
-            if not procedure.part:
-                return masked
-            return between(masked, self._written(block, layer, stays), procedure.part)
+            return zeroed(dense, removal)
         try:
             weight, grown = procedure.update(dense, removal, self.behind[f"{GRAM}/{layer}"])
         except DegenerateScores as error:

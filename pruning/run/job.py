@@ -8,7 +8,7 @@ from pathlib import Path
 from prunevolve.evaluation.windows import Text, check_disjoint, share_windows
 from prunevolve.evaluation.zero_shot import check_tasks
 from prunevolve.pruning.baselines import SPARSEGPT
-from prunevolve.pruning.masks import NOfM, resolve_target
+from prunevolve.pruning.masks import NOfM, Target, resolve_target
 from prunevolve.pruning.memory import Plan, plan_pruning
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import (
@@ -109,8 +109,15 @@ def make_job(request: Request, resume: bool) -> Job:
         check_output_folder(out, plan.disk, resume)
     with on_stderr().status("reading the list of zero-shot tasks"):
         check_tasks(request.tasks)
-    lines = plan.lines()
-    target, shapes = procedure.target, shapes_of(model.shapes)
+    lines = _lines(plan, model, procedure.target, found_on)
+    resolved = _resolved(request, model, procedure)
+    warnings = _warnings(model, request, procedure, texts)
+    return Job(resolved, model, procedure, texts, out, plan, lines, warnings)
+
+
+def _lines(plan: Plan, model: UnloadedModel, target: Target, found_on: str) -> list[str]:
+    """Return a plan in words, with what is particular about the model, the target or the metric."""
+    lines, shapes = plan.lines(), shapes_of(model.shapes)
     if width := target.group.width(shapes, target.sparsity):
         narrow = skeleton(narrowed_config(model.config, width[1]), DTYPES[model.dtype])
         gone = 1 - narrow.num_parameters() / model.shapes.num_parameters()
@@ -130,9 +137,7 @@ def make_job(request: Request, resume: bool) -> Job:
     if (Path(model.name) / RECIPE).is_file():
         zeros = "its zeros stay, and count among those asked"
         lines.append(f"plan: the model is a result of pruning: {zeros}")
-    resolved = _resolved(request, model, procedure)
-    warnings = _warnings(model, request, procedure, texts)
-    return Job(resolved, model, procedure, texts, out, plan, lines, warnings)
+    return lines
 
 
 def resolve(request: Measurement, gradients: bool = False) -> UnloadedModel:

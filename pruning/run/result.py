@@ -128,8 +128,8 @@ class WorkFolder:
     def keep(self, kind: str, values: JsonObject) -> None:
         """Add values to those of their kind in `run.json`; any thread may do it."""
         with self._lock:
-            if kind == "guard":
-                self.run.sha256.clear()  # its shards are replaced
+            if kind == "guard" and values["part"] < 1:
+                self.run.sha256.clear()  # shards are replaced
             getattr(self.run, kind).update(finite(values))
             write_json(self.path / RUN, self.run.model_dump())
 
