@@ -27,26 +27,21 @@ EXAMPLES = (
     f"{command_line.PRUNE} --verify pruned",
     f"{command_line.PRUNE} --evaluate pruned --zero-shot rte,arc_easy",
 )
+_FOLDER = Argument(help="With --resume alone: the unfinished folder.")
+_RECIPE = Option(
+    help=f"{', '.join(options.RECIPES)}, a pruning_recipe.json to repeat, or a YAML file of "
+    "options; default fast without a metric. Options go over it."
+)
 _FLAG = partial(Option, metavar="")
+_RESUME = _FLAG("--resume", help="Continue an unfinished folder: --resume DIR.")
+_VALIDATE = _FLAG("--validate", help="Check the request and print the plan; write nothing.")
 
 
 def prune_model(
-    folder: Annotated[
-        Path | None, Argument(help="With --resume alone: the unfinished folder.")
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        Option(
-            help=f"{', '.join(options.RECIPES)}, a pruning_recipe.json to repeat, or a YAML file "
-            "of options; default fast without a metric. Options go over it.",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, _FLAG("--resume", help="Continue an unfinished folder: --resume DIR.")
-    ] = False,
-    validate: Annotated[
-        bool, _FLAG("--validate", help="Check the request and print the plan; write nothing.")
-    ] = False,
+    folder: Annotated[Path | None, _FOLDER] = None,
+    recipe: Annotated[str | None, _RECIPE] = None,
+    resume: Annotated[bool, _RESUME] = False,
+    validate: Annotated[bool, _VALIDATE] = False,
     verify: Annotated[Path | None, Option(help="Check a pruned model's folder.")] = None,
     evaluate: Annotated[str | None, Option(help="Measure any model by id or folder.")] = None,
     as_json: Annotated[bool, command_line.JSON_OPTION] = False,
@@ -56,7 +51,6 @@ def prune_model(
     """Prune a model with a metric and save it, --verify a saved one, or --evaluate any."""
     given = {name: value for name, value in asked.items() if value not in (None, [])}
     out = str(asked["out"] or folder or "")
-
     if verify and (given or recipe or evaluate or resume or validate):
         raise ValueError("--verify must stand alone: leave out all other options")
     if folder and (not resume or asked["out"]):

@@ -1,7 +1,6 @@
-"""Find config files, merge each one over its `base`, and apply overrides.
+"""Find config files, merge each one over the one that its `base` names, and apply overrides.
 
-`base: NAME_OR_FILE` at the top of a config makes it start from another one, whose keys it
-overrides. Mappings are merged key by key. Any other value, lists included, replaces the base's.
+Mappings are merged key by key. Any other value, lists included, replaces the base's.
 """
 
 from collections.abc import Sequence
@@ -37,8 +36,7 @@ def read(path: Path) -> Keys:
     if BASE in base:
         rule = f"its base must have no base itself, got {base[BASE]!r:.60}"
         raise ValueError(f"config {path}: {rule}: write the keys of one of them out")
-    merged: Keys = _merged(base, own)
-    return merged
+    return _merged(base, own)
 
 
 def _content(path: Path) -> Keys:
@@ -60,10 +58,9 @@ def _parsed(text: str, source: str) -> Any:
         raise ValueError(f"{source} is not YAML: {why[:200]}") from error
 
 
-def _merged(base: Any, over: Any) -> Any:
-    if not isinstance(base, dict) or not isinstance(over, dict):
-        return over
-    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
+def _merged(base: Keys, over: Keys) -> Keys:
+    both = {key for key in base if isinstance(base[key], dict) and isinstance(over.get(key), dict)}
+    return base | over | {key: _merged(base[key], over[key]) for key in both}
 
 
 def apply_overrides(raw: Keys, overrides: Sequence[str]) -> Keys:

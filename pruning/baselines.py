@@ -12,50 +12,43 @@ class Baseline(NamedTuple):
 
 
 _RELATIVE = "add(quot(W, colsum(W)), quot(W, rowsum(W)))"
-_MEAN = "colmean(quot(M, G))"
+_NORMED = "add(quot(W, colnorm(W)), quot(W, rownorm(W)))"
+_MEAN, _ROWS = "colmean(quot(M, G))", "rowmean(quot(M, G))"
 _DIRECTION = f"exp(mul(0.2, divrms({_MEAN}, {_MEAN})))"
-_ROWS = "rowmean(quot(M, G))"
-_BOTH = "mul(sqr(W), mul(G, sqrt(X)))"
+_BOTH = f"mul({_DIRECTION}, exp(mul(0.1, divrms({_ROWS}, {_ROWS}))))"
 _MEANS = "mul(add(rowmean(W), colmean(W)), rowmean(sqrt(X)))"
+_DEVIATION = "mul(power(mul(W, G), 1.3), mul(W, quot(sqrt(V), rowmean(sqrt(X)))))"
+
+_WANDA = "Sun et al., 2024, arXiv:2306.11695"
+_RIA = "Zhang et al., 2024, arXiv:2402.12354"
+_GBLM = "Das et al., 2024, arXiv:2311.04902"
+_SYMWANDA = "Yi and Richtarik, 2025, arXiv:2501.18980"
+_FLAP = "An et al., 2024, arXiv:2312.11983"
 
 # All metrics that can be given by name; the last two came out of this project's searches.
 NAMED: dict[str, Baseline] = {
     "magnitude": Baseline("W", "layer", "Han et al., 2015, arXiv:1506.02626"),
-    "wanda": Baseline("mul(W, sqrt(X))", "row", "Sun et al., 2024, arXiv:2306.11695, Section 3"),
-    "ria": Baseline(
-        f"mul({_RELATIVE}, root4(X))", "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 0.5"
-    ),
-    "gblm": Baseline("mul(W, add(G, sqrt(X)))", "row", "Das et al., 2024, arXiv:2311.04902"),
+    "wanda": Baseline("mul(W, sqrt(X))", "row", f"{_WANDA}, Section 3"),
+    "ria": Baseline(f"mul({_RELATIVE}, root4(X))", "row", f"{_RIA}; exponent 0.5"),
+    "gblm": Baseline("mul(W, add(G, sqrt(X)))", "row", _GBLM),
     "snip": Baseline("mul(W, G)", "model", "Lee et al., 2019, arXiv:1810.02340"),
     "pruner-zero": Baseline(
         "mul(abs(mul(W, W)), mms(G))", "row", "Dong et al., 2024, arXiv:2406.02924"
     ),
-    "relative-importance": Baseline(
-        _RELATIVE, "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 0: no activations"
-    ),
-    "ria-full": Baseline(
-        f"mul({_RELATIVE}, sqrt(X))", "row", "Zhang et al., 2024, arXiv:2402.12354; exponent 1"
-    ),
-    "gblm-gradient": Baseline(
-        "mul(W, G)", "row", "Das et al., 2024, arXiv:2311.04902; only its gradient term"
-    ),
+    "relative-importance": Baseline(_RELATIVE, "row", f"{_RIA}; exponent 0: no activations"),
+    "ria-full": Baseline(f"mul({_RELATIVE}, sqrt(X))", "row", f"{_RIA}; exponent 1"),
+    "gblm-gradient": Baseline("mul(W, G)", "row", f"{_GBLM}; only its gradient term"),
     "gblm-alpha-10": Baseline(
         "mul(W, add(mul(0.1, G), sqrt(X)))",
         "row",
-        "Das et al., 2024, arXiv:2311.04902; alpha 10, where `gblm` has G's factor, 100",
+        f"{_GBLM}; alpha 10, where `gblm` has G's factor, 100",
     ),
-    "wanda-root": Baseline(
-        "mul(W, root4(X))", "row", "Sun et al., 2024, arXiv:2306.11695, with the exponent of `ria`"
-    ),
+    "wanda-root": Baseline("mul(W, root4(X))", "row", f"{_WANDA}, with the exponent of `ria`"),
     "symwanda": Baseline(
-        "mul(W, sqrt(add(X, sqr(B))))",
-        "row",
-        "Yi and Richtarik, 2025, arXiv:2501.18980; the output side is B here",
+        "mul(W, sqrt(add(X, sqr(B))))", "row", f"{_SYMWANDA}; the output side is B here"
     ),
     "symwanda-l2": Baseline(
-        "mul(add(quot(W, colnorm(W)), quot(W, rownorm(W))), root4(X))",
-        "row",
-        "Yi and Richtarik, 2025, arXiv:2501.18980; relative importance by L2 norms",
+        f"mul({_NORMED}, root4(X))", "row", f"{_SYMWANDA}; relative importance by L2 norms"
     ),
     "movement": Baseline(
         "mul(W, M)", "model", "Sanh et al., 2020, arXiv:2005.07683, Section 4; without training"
@@ -65,14 +58,10 @@ NAMED: dict[str, Baseline] = {
         "layer",
         "Frantar and Alistarh, 2023, arXiv:2301.00774, Section 3; without changing kept weights",
     ),
-    "wifv": Baseline(
-        "mul(V, sqr(W))", "row", "An et al., 2024, arXiv:2312.11983; FLAP's, of each weight"
-    ),
+    "wifv": Baseline("mul(V, sqr(W))", "row", f"{_FLAP}; FLAP's, of each weight"),
     # Of neurons: the score of one is the sum over the weights that take its output, or over all.
-    "wanda-sp": Baseline(
-        "mul(sqr(W), X)", "outputs", "An et al., 2024, arXiv:2312.11983: Wanda's, of a neuron"
-    ),
-    "flap": Baseline("mul(V, sqr(W))", "outputs", "An et al., 2024, arXiv:2312.11983, Section 3"),
+    "wanda-sp": Baseline("mul(sqr(W), X)", "outputs", f"{_FLAP}: Wanda's, of a neuron"),
+    "flap": Baseline("mul(V, sqr(W))", "outputs", f"{_FLAP}, Section 3"),
     "taylor": Baseline(
         "mul(W, M)", "outputs", "Molchanov et al., 2019, arXiv:1906.10771; without training"
     ),
@@ -80,21 +69,19 @@ NAMED: dict[str, Baseline] = {
         "sqr(mul(W, G))", "layer", "Ma et al., 2023, arXiv:2305.11627; the diagonal of Fisher's"
     ),
     "directed-snip-wanda": Baseline(
-        f"quot(mul({_DIRECTION}, {_BOTH}), {_MEANS})", "model", "this project, 2026"
+        f"quot(mul({_DIRECTION}, mul(sqr(W), mul(G, sqrt(X)))), {_MEANS})",
+        "model",
+        "this project, 2026",
     ),
     "directed-snip-deviation": Baseline(
-        f"mul(mul({_DIRECTION}, exp(mul(0.1, divrms({_ROWS}, {_ROWS})))), "
-        "quot(mul(power(mul(W, G), 1.3), mul(W, quot(sqrt(V), rowmean(sqrt(X))))), "
-        "sqrt(mul(rowmean(W), colmean(W)))))",
+        f"mul({_BOTH}, quot({_DEVIATION}, sqrt(mul(rowmean(W), colmean(W)))))",
         "model",
         "this project, 2026",
     ),
 }
 
-# Those that every report measures beside what a search found.
+# Those that every report measures beside what a search found; the second where neurons go.
 BASELINES = ("magnitude", "wanda", "ria", "gblm", "snip", "pruner-zero")
-
-# The same where neurons go.
 NEURON_BASELINES = ("magnitude", "wanda-sp", "flap", "fisher", "taylor", "snip")
 
 # The method that is no metric alone: it changes weights while it chooses (`pruning.sparsegpt`).

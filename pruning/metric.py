@@ -168,11 +168,10 @@ class Metric(Call):
         """
         values: dict[Metric, Tensor] = {}
         device = torch.device("cpu")
-        for terminal in sorted(self.terminals):
-            if (tensor := terminals.get(terminal)) is None:
-                problem = f"uses {terminal}, and {terminal} is None: pass it"
-                raise ValueError(f"metric '{self.text}' {problem}")
-            values[Metric(terminal)] = tensor.to(torch.float32)
+        for name in sorted(self.terminals):
+            if (tensor := terminals.get(name)) is None:
+                raise ValueError(f"metric '{self.text}' uses {name}, and {name} is None: pass it")
+            values[Metric(name)] = tensor.to(torch.float32)
             device = tensor.device
         try:
             torch.broadcast_shapes(*(tensor.shape for tensor in values.values()))

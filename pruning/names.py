@@ -7,7 +7,6 @@ import csv
 import difflib
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from prunevolve.pruning.baselines import NAMED, SPARSEGPT
 from prunevolve.pruning.json_file import read_text
@@ -15,21 +14,14 @@ from prunevolve.pruning.json_file import read_text
 FORMS = "a formula is such as W * sqrt(X), or as calls mul(W, sqrt(X))"
 
 
-class Text(NamedTuple):
-    """The text of a metric, and its group if that is known."""
+def find_metric(argument: str) -> tuple[str, str | None] | Path:
+    """Return a metric's text, with its group if that is known, or the file that holds it.
 
-    metric: str
-    group: str | None = None
-
-
-def find_metric(argument: str) -> Text | Path:
-    """Return a metric's text, or the file that holds it; see `pruning.parse.resolve_metric`.
-
-    Raises ValueError if there is no such name, file or row, and it can be no formula.
+    See `pruning.parse.resolve_metric`. Raises ValueError for what can be neither name nor formula.
     """
     name = "sparsegpt-score" if argument == SPARSEGPT else argument  # what the method begins with
     if name in NAMED:
-        return Text(NAMED[name].text, NAMED[name].group)
+        return NAMED[name].text, NAMED[name].group
     path = existing(argument)
     if not path and (row := _row_of_run(*argument.rpartition(":")[::2])):
         return row
@@ -49,11 +41,11 @@ def find_metric(argument: str) -> Text | Path:
         guess = f"did you mean {near[0]}? or " if near else ""
         forms = f"give one of {', '.join(names)}, a file, a run folder, or a formula; {FORMS}"
         raise ValueError(f"metric {argument[:200]!r} is no known name or file: {guess}{forms}")
-    return Text(argument)
+    return argument, None
 
 
-def _row_of_run(folder: str, name: str) -> Text | None:
-    """Return the metric of a name in a run's hall of fame; None if there is no such run."""
+def _row_of_run(folder: str, name: str) -> tuple[str, str] | None:
+    """Return metric and group of a name in a run's hall of fame; None if there is no such run."""
     path = existing(folder)
     if not path or not (table := path / "hall_of_fame.csv").is_file():
         return None
@@ -61,7 +53,7 @@ def _row_of_run(folder: str, name: str) -> Text | None:
     if name not in rows:
         names = ", ".join(map(str, rows))
         raise ValueError(f"metric {name!r} is not in {table}: give one of {names}")
-    return Text(rows[name]["metric"], rows[name]["group"])
+    return rows[name]["metric"], rows[name]["group"]
 
 
 def existing(argument: str) -> Path | None:

@@ -87,9 +87,10 @@ _PER_COL = Typing(
 )
 
 
-# How a result's units follow from its operands'; None if they do not go together.
-
 _NONE = Units()
+
+
+# How a result's units follow from its operands'; None if they do not go together.
 
 
 def _power(exponent: float, sides: float = 0) -> Callable[..., Units]:
@@ -240,7 +241,10 @@ EXTENDED: dict[str, Operator] = RELEASE | {
 
 POWER = "power"  # its second operand is a number, its exponent: part of it rather than a node
 
-UNDRAWN: dict[str, Operator] = {
+# The language reads all operators, whatever a search draws from.
+OPERATORS: dict[str, Operator] = EXTENDED | {
+    # Powers, which factor mutations and descents make; in trees grown node by node an exponent
+    # could be anything. The last three are what older metrics have.
     POWER: Operator(
         2,
         _to_the_power,
@@ -252,11 +256,8 @@ UNDRAWN: dict[str, Operator] = {
     "root4": Operator(1, lambda x: x.abs().sqrt_().sqrt_(), "|x| ** 0.25", True, _power(1 / 4)),
     "pow15": Operator(1, lambda x: x.abs().sqrt().mul_(x.abs()), "|x| ** 1.5", True, _power(3 / 2)),
     "cube": Operator(1, lambda x: (x * x).mul_(x), "x * x * x, with its sign", all, _power(3)),
-}
-"""Powers, which factor mutations and descents make; in trees grown node by node an exponent could
-be anything. The last three are what older metrics have."""
-
-TWINS: dict[str, Operator] = {
+    # What a search without units has in place of `div`, `rownorm` and `colnorm`. It draws none of
+    # these: twice as many operators of one kind would be drawn twice as often.
     "divrms": Operator(
         2,
         lambda x, y: x / _rms(y, dim=_MATRIX_SIDES, keepdim=True),
@@ -267,12 +268,7 @@ TWINS: dict[str, Operator] = {
     ),
     **{f"{side}rms": _reduction(side, "rms") for side in _SIDES},
 }
-"""What a search without units has in place of `div`, `rownorm` and `colnorm`. It draws none of
-these: twice as many operators of one kind would be drawn twice as often."""
 
 # Operator sets that a search can draw from, by name; the release's has no numbers.
 SETS: dict[str, dict[str, Operator]] = {"release": RELEASE, "extended": EXTENDED}
 SETS_WITH_NUMBERS = frozenset({"extended"})
-
-# The language reads all operators, whatever a search draws from.
-OPERATORS: dict[str, Operator] = EXTENDED | UNDRAWN | TWINS

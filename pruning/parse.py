@@ -57,7 +57,8 @@ def resolve_metric(argument: str) -> tuple[Criterion, str]:
     found = find_metric(argument)
     if isinstance(found, Path):
         return _from_file(found)
-    return Criterion.parse(found.metric, found.group or DEFAULT_GROUP), ""
+    text, group = found
+    return Criterion.parse(text, group or DEFAULT_GROUP), ""
 
 
 def read_metric(argument: str) -> Criterion:

@@ -109,10 +109,9 @@ def measured_lines(measured: JsonObject) -> list[str]:
 
 def sizes(dense: Checkpoint, pruned: Checkpoint) -> JsonObject:
     """Return what a report says of parameters and bytes of the weights if they are fewer."""
-    tensors = {"dense": map(dense.read, dense.entries), "pruned": map(pruned.read, pruned.entries)}
-    counts = {name: [(x.numel(), x.nbytes) for x in each] for name, each in tensors.items()}
-    totals = {name: [*map(sum, zip(*each, strict=True))] for name, each in counts.items()}
-    if totals["dense"] == totals["pruned"]:
-        return {}
-    kinds = enumerate(("parameters", "bytes of weights"))
-    return {"size": {kind: {x: totals[x][i] for x in totals} for i, kind in kinds}}
+    parameters, weights = {}, {}
+    for name, checkpoint in (("dense", dense), ("pruned", pruned)):
+        counts = [(x.numel(), x.nbytes) for x in map(checkpoint.read, checkpoint.entries)]
+        parameters[name], weights[name] = map(sum, zip(*counts, strict=True))
+    is_same = weights["dense"] == weights["pruned"]
+    return {} if is_same else {"size": {"parameters": parameters, "bytes of weights": weights}}

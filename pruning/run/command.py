@@ -41,8 +41,7 @@ def validate(job: Job) -> JsonObject:
     if hub_id(job.model.name):
         unchecked.append(f"weights of model {job.model.name}: on the hub: not checked")
     _warn(job.warnings)
-    valid = f"valid: {job}; nothing was loaded or written"
-    print(*unchecked, *job.plan_lines, valid, sep="\n")
+    print(*unchecked, *job.plan_lines, f"valid: {job}; nothing was loaded or written", sep="\n")
     return {
         "options": job.request.deciding(),
         "plan": job.plan_lines,
@@ -80,8 +79,7 @@ def apply(job: Job) -> JsonObject:
     store = FolderStore(checkpoint, *of_model, work.result, job.plan.resident, request.skip)
     statistics = None
     if request.statistics and job.procedure.dense_terminals:
-        kept = Path(request.statistics)
-        statistics = result.kept_statistics(kept, work.run.identity, store)
+        statistics = result.kept_statistics(Path(request.statistics), work.run.identity, store)
     print(f"pruning: {job}", *job.plan_lines, sep="\n", file=sys.stderr)
     if store.written:
         done = f"{len(store.written)} of {len(store.blocks)} blocks done"
@@ -177,10 +175,9 @@ def _carry_out(
     store.on_shard = look
     texts = {name: evaluation for name in ("dense", "pruned") if name not in run.losses}
     texts |= {x: windows[x].tokens for x in ("calibration", "held_back") if x in windows}
-    on_disk = job.plan.on_disk
-    if statistics is None and "statistics" in on_disk:
+    if statistics is None and "statistics" in job.plan.on_disk:
         statistics = DiskOffload(work.statistics)
-    states = DiskOffload(work.states, fresh=True) if "hidden states" in on_disk else {}
+    states = DiskOffload(work.states, fresh=True) if "hidden states" in job.plan.on_disk else {}
     score("dense", model.name)
     procedure = work.procedure(job.procedure)
     if run.guard.get("part", 1) < 1:  # killed while weights were mixed

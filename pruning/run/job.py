@@ -7,21 +7,12 @@ from pathlib import Path
 
 from prunevolve.evaluation.windows import Text, check_disjoint, share_windows
 from prunevolve.evaluation.zero_shot import check_tasks
+from prunevolve.pruning import models
 from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.masks import NOfM, Target, resolve_target
 from prunevolve.pruning.memory import Plan, plan_pruning
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.models import (
-    DTYPES,
-    EMBEDDED,
-    UnloadedModel,
-    hub_id,
-    narrowed_config,
-    resolve_model,
-    shapes_of,
-    skeleton,
-    skip,
-)
+from prunevolve.pruning.models import UnloadedModel
 from prunevolve.pruning.parse import resolve_metric
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.progress import on_stderr
@@ -47,6 +38,10 @@ ONE_KIND = (
 )
 
 
+# `evaluation`, `calibration` if statistics are needed, `held_back` for the guard of an update.
+Texts = Mapping[str, tuple[Text, ...]]
+
+
 @dataclass(frozen=True)
 class Job:
     """A request that can be carried out."""
@@ -56,8 +51,7 @@ class Job:
     request: Request
     model: UnloadedModel
     procedure: Procedure
-    # `evaluation`, `calibration` if statistics are needed, `held_back` for the guard of an update.
-    texts: Mapping[str, tuple[Text, ...]]
+    texts: Texts
     out: Path
     plan: Plan
     plan_lines: list[str]  # the plan in words, and what the metric was found on if its file says so
@@ -84,7 +78,7 @@ def make_job(request: Request, resume: bool) -> Job:
     criterion, found_on = resolve_metric(str(request.metric))
     procedure = procedure_of(request, criterion, own_masks=request.metric == SPARSEGPT)
     model = resolve(request, procedure.has_gradients)
-    skip(model.shapes, request.skip)
+    models.skip(model.shapes, request.skip)
     check_layers(model.shapes, procedure.target)
     calibration = calibration_texts(request, model.seqlen)
     evaluation = evaluation_texts(request, model.seqlen)
@@ -94,7 +88,8 @@ def make_job(request: Request, resume: bool) -> Job:
     if not (procedure.dense_terminals or procedure.follows):
         del texts["calibration"]
     if procedure.guarded:
-        texts["held_back"] = calibration_texts(held_back_of(request), model.seqlen)
+        others = {"samples": held_back_count(request.samples), "seed": request.seed + 1}
+        texts["held_back"] = calibration_texts(request.model_copy(update=others), model.seqlen)
     plan = plan_pruning(
         model,
         procedure,
@@ -110,16 +105,17 @@ def make_job(request: Request, resume: bool) -> Job:
     with on_stderr().status("reading the list of zero-shot tasks"):
         check_tasks(request.tasks)
     lines = _lines(plan, model, procedure.target, found_on)
-    resolved = _resolved(request, model, procedure)
     warnings = _warnings(model, request, procedure, texts)
+    resolved = _resolved(request, model, procedure)
     return Job(resolved, model, procedure, texts, out, plan, lines, warnings)
 
 
 def _lines(plan: Plan, model: UnloadedModel, target: Target, found_on: str) -> list[str]:
     """Return a plan in words, with what is particular about the model, the target or the metric."""
-    lines, shapes = plan.lines(), shapes_of(model.shapes)
+    lines, shapes = plan.lines(), models.shapes_of(model.shapes)
     if width := target.group.width(shapes, target.sparsity):
-        narrow = skeleton(narrowed_config(model.config, width[1]), DTYPES[model.dtype])
+        config = models.narrowed_config(model.config, width[1])
+        narrow = models.skeleton(config, models.DTYPES[model.dtype])
         gone = 1 - narrow.num_parameters() / model.shapes.num_parameters()
         stay = f"{width[1]} of {width[0]} neurons of each MLP stay, and all heads"
         lines.append(f"plan: {stay}; {gone:.1%} of all parameters go")
@@ -132,11 +128,12 @@ def _lines(plan: Plan, model: UnloadedModel, target: Target, found_on: str) -> l
     if found_on:
         lines.append(f"plan: the metric was found on {found_on}")
     if model.why_dtype:
-        why = f"since {model.why_dtype}; files keep theirs"
-        lines.append(f"plan: computing in {model.dtype}, {why}")
+        lines.append(
+            f"plan: computing in {model.dtype}, since {model.why_dtype}; files keep theirs"
+        )
     if (Path(model.name) / RECIPE).is_file():
-        zeros = "its zeros stay, and count among those asked"
-        lines.append(f"plan: the model is a result of pruning: {zeros}")
+        result = "a result of pruning: its zeros stay, and count among those asked"
+        lines.append(f"plan: the model is {result}")
     return lines
 
 
@@ -144,7 +141,7 @@ def resolve(request: Measurement, gradients: bool = False) -> UnloadedModel:
     """Return the model that a request names; raises as `resolve_model`."""
     options = request.dtype, request.device, request.seqlen, request.revision
     with on_stderr().status("reading the model's config and tokenizer"):
-        return resolve_model(str(request.model), *options, gradients)
+        return models.resolve_model(str(request.model), *options, gradients)
 
 
 def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) -> Procedure:
@@ -159,10 +156,10 @@ def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) 
             "group must be left out with metric sparsegpt, which compares weights within "
             f"{BLOCKSIZE} columns of a layer; got {target.group_name!r}"
         )
-    pattern = target.group if isinstance(target.group, NOfM) else None
     if method.skip and target.pattern_text == "neurons":
         rule = "left out with pattern neurons: all MLPs have one width, and all heads stay"
         raise ValueError(f"skip must be {rule}; got {method.skip!r}")
+    pattern = target.group if isinstance(target.group, NOfM) else None
     updates = own_masks or method.update == "sparsegpt"
     trains = method.update == "reconstruct"
     return Procedure(
@@ -178,18 +175,12 @@ def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) 
 
 def calibration_texts(request: Request, seqlen: int) -> tuple[Text, ...]:
     """Return the texts for the statistics."""
-    samples, seed, bos = request.samples, request.seed, request.bos
+    layout = request.samples, seqlen, request.seed, request.bos, request.by_document
     texts = [
-        Text(corpus, split, samples, seqlen, seed, bos, request.by_document)
+        Text(corpus, split, *layout)
         for corpus, split in sources("", request.corpus, request.split, request.share)
     ]
     return share_windows(texts, request.share or [1.0] * len(texts))
-
-
-def held_back_of(request: Request) -> Request:
-    """Return what draws the windows by whose loss an update is judged: others of the same texts."""
-    others = {"samples": held_back_count(request.samples), "seed": request.seed + 1}
-    return request.model_copy(update=others)
 
 
 def held_back_count(samples: int) -> int:
@@ -209,7 +200,7 @@ def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Text, ...]:
 
 def _resolved(request: Request, model: UnloadedModel, procedure: Procedure) -> Request:
     """Return a request that means the same on another machine, later."""
-    name, revision = hub_id(model.name) or (model.name, None)
+    name, revision = models.hub_id(model.name) or (model.name, None)
     return request.model_copy(
         update={
             "model": name,
@@ -225,15 +216,12 @@ def _resolved(request: Request, model: UnloadedModel, procedure: Procedure) -> R
 
 
 def _warnings(
-    model: UnloadedModel,
-    request: Request,
-    procedure: Procedure,
-    texts: Mapping[str, tuple[Text, ...]],
+    model: UnloadedModel, request: Request, procedure: Procedure, texts: Texts
 ) -> list[str]:
     kinds = texts.get("calibration", ())
     overlaps = check_disjoint({"calibration": kinds, "evaluation": texts["evaluation"]})
     warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
-    if len(kinds) == 1 and model.name != EMBEDDED:
+    if len(kinds) == 1 and model.name != models.EMBEDDED:
         warnings.append(ONE_KIND.format(kinds[0].corpus))
     if request.update == "reconstruct" and request.samples < FEW_WINDOWS:
         few = f"{request.samples} calibration windows are few for a reconstruction"

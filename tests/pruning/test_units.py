@@ -38,22 +38,20 @@ class Layer:
         return Layer(self.weight, inputs, gradients)
 
     def terminals(self, names):
-        linear = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=False)
-        linear.weight.data = self.weight
-        values = {"W": self.weight.abs().double()}
+        linear = nn.Linear(self.weight.shape[1], self.weight.shape[0])
+        values = {"W": self.weight.abs()}
         for name in names - {"W"}:
             terminal = TERMINALS[name]
-            total = terminal.start(linear, self.weight.device)
+            total = terminal.start(linear, self.weight.device).double()
             for inputs, gradients in zip(self.inputs, self.gradients, strict=True):
                 window = {
                     "inputs": inputs,
-                    "block": torch.full((len(inputs), 1), 0.9),
                     "output gradients": gradients,
                     "weight gradients": gradients.T @ inputs,
                 }[terminal.source]
                 terminal.add(total, window, self.weight)
             windows, tokens = self.inputs.shape[:2]
-            values[name] = terminal.finish(total, Seen(windows, windows * tokens)).double()
+            values[name] = terminal.finish(total, Seen(windows, windows * tokens))
         return values
 
     def score(self, metric):
@@ -61,7 +59,6 @@ class Layer:
 
 
 def evaluated(metric, terminals):
-    """In double precision, so that only the guards and the units matter."""
     if metric.operands:
         return OPERATORS[metric.name].function(*(evaluated(x, terminals) for x in metric.operands))
     if metric.is_constant:
@@ -70,10 +67,11 @@ def evaluated(metric, terminals):
 
 
 def layer_of(seed):
-    """Eighths, so that all sums are exact in fp32 whatever their order."""
+    """In fp64, so that only guards and units matter; eighths, of which all sums are exact."""
     generator = torch.Generator().manual_seed(seed)
     sizes = ((OUT, IN), (WINDOWS, TOKENS, IN), (WINDOWS, TOKENS, OUT))
-    return Layer(*((torch.randint(-16, 16, size, generator=generator) + 0.5) / 8 for size in sizes))
+    halves = (torch.randint(-16, 16, size, generator=generator) + 0.5 for size in sizes)
+    return Layer(*(x.double() / 8 for x in halves))
 
 
 def units_of(metric):
