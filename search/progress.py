@@ -40,8 +40,7 @@ RUNNING, CHOOSING, FINISHED = "running", "measuring finalists", "finished"
 
 SHOWN = 4  # descents of which a line says how far they are
 _WIDEST = 60  # characters of a formula in a line
-_CHECKPOINT_EVERY = 50  # candidates between two checkpoints
-_SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0  # between two updates: on screen, of `status.json`
+_SHOW_SECONDS, _SAVE_SECONDS = 0.25, 10.0  # between two updates: on screen, of the files
 
 
 def ignore(record: Record) -> None:
@@ -83,10 +82,11 @@ class Recorder:
     ) -> None:
         with self._open:
             if error is None:
-                self._close(CHOOSING if self.evolution.state.best else "nothing evaluated")
+                state = CHOOSING if self.evolution.state.best else "nothing evaluated"
+                self._save(self.status(state))
             elif not isinstance(error, WriteError):
                 with suppress(WriteError):
-                    self._close(str(error) or "interrupted")
+                    self._save(self.status(str(error) or "interrupted"))
 
     def note(self, job: "Job") -> None:
         """Keep a candidate's timing until its outcome is committed; write its trace, if any."""
@@ -95,12 +95,10 @@ class Recorder:
             self.folder.write_failure(str(job.candidate.index), job.trace)
 
     def add(self, records: list[Record]) -> None:
-        """Append committed records to the journal and pass them on; checkpoint when one is due."""
+        """Append committed records to the journal and pass them on."""
         for record in records:
             self.folder.append(record, self._timings.pop(record.index, {}))
             self.outcomes[record.outcome.kind] += 1
-        if any((record.index + 1) % _CHECKPOINT_EVERY == 0 for record in records):
-            self._checkpoint()
         for record in records:  # after all are in the journal: it may raise
             self.on_record(record)
 
@@ -111,25 +109,22 @@ class Recorder:
             return
         self._shown, status = now, self.status(RUNNING)
         self._show("candidates", status["candidates"], status["of"], lines_of(status))
-        if now - self._written >= _STATUS_SECONDS or done:
+        if now - self._written >= _SAVE_SECONDS or done:
             self._written = now
-            self.folder.write_hall_of_fame([], self.evolution.state.hall_of_fame)
-            self.folder.write_json("status.json", status)
+            self._save(status)
             if self._events:
                 for name, value in values_of(status).items():
                     self._events.add_scalar(name, value, status["candidates"])
 
-    def _close(self, state: str) -> None:
-        self._checkpoint()
-        self.folder.write_json("status.json", self.status(state))
-
-    def _checkpoint(self) -> None:
+    def _save(self, status: JsonObject) -> None:
+        """Write all files that follow from the journal, and the status."""
         folder, state = self.folder, self.evolution.state
         folder.write_json("checkpoint.json", self.evolution.resumable.to_checkpoint())
         folder.write_hall_of_fame([], state.hall_of_fame)
         # A run that is extended keeps its winner until another is chosen.
         if state.best and not (folder.path / "summary.json").is_file():
             folder.write_best(state.best, self.experiment.origin())
+        folder.write_json("status.json", status)
 
     @property
     def seconds(self) -> float:
