@@ -101,10 +101,8 @@ def _measured(experiment: Experiment, measured: Measured, index: int, winner: Re
     `behind_best` is how far a baseline is behind the winner, window by window, in nats per token.
     What a winner lacks that cannot prune the model is null.
     """
-    dense, named = (
-        measured[index, "report", None] or [],
-        baselines_on(experiment, index, "report", measured),
-    )
+    dense = measured[index, "report", None] or []
+    named = baselines_on(experiment, index, "report", measured)
     best = measured[index, "report", winner.criterion]
     subject = experiment.subjects[experiment.subject_of[index]]
     task: JsonObject = {
