@@ -11,12 +11,11 @@ all processes, `per_hour` (candidates, by these seconds), `workers` (`ready`, `b
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -49,7 +48,7 @@ def ignore(record: Record) -> None:
 
 @dataclass(eq=False)
 class Recorder:
-    """Keeps a run's files and the screen up to date inside its context.
+    """Keeps a run's files and the screen up to date while it is opened.
 
     At the end, whatever it is, it writes the checkpoint, the best metric and the status if it can.
     """
@@ -62,31 +61,29 @@ class Recorder:
     on_record: OnRecord
     began: float  # by `time.monotonic`, as if all the run's processes had followed one another
 
-    def __enter__(self) -> Self:
+    def __post_init__(self) -> None:
         self.outcomes: Counter[str] = Counter()  # of the journal's records, by kind
         self._timings: dict[int, Timing] = {}
         self._shown = self._written = 0.0
-        self._open = ExitStack()
-        before = time.monotonic() - self.began
-        self._show = self._open.enter_context(shown_progress(self.console, before))
-        self._events = None
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Let screen and event files be open inside the context, and save all files at its end."""
+        events: AbstractContextManager[Any] = nullcontext()
         if self.experiment.config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            folder = self.folder.path / "tensorboard"
-            self._events = self._open.enter_context(SummaryWriter(folder))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        with self._open:
-            if error is None:
-                state = CHOOSING if self.evolution.state.best else "nothing evaluated"
-                self._save(self.status(state))
-            elif not isinstance(error, WriteError):
+            events = SummaryWriter(self.folder.path / "tensorboard")
+        with shown_progress(self.console, self.seconds) as self._show, events as self._events:
+            try:
+                yield
+            except WriteError:
+                raise
+            except BaseException as error:
                 with suppress(WriteError):
-                    self._save(self.status(str(error) or "interrupted"))
+                    self._save(str(error) or "interrupted")
+                raise
+            self._save(CHOOSING if self.evolution.state.best else "nothing evaluated")
 
     def note(self, job: "Job") -> None:
         """Keep a candidate's timing until its outcome is committed; write its trace, if any."""
@@ -111,12 +108,12 @@ class Recorder:
         self._show("candidates", status["candidates"], status["of"], lines_of(status))
         if now - self._written >= _SAVE_SECONDS or done:
             self._written = now
-            self._save(status)
+            self._save(RUNNING)
             if self._events:
                 for name, value in values_of(status).items():
                     self._events.add_scalar(name, value, status["candidates"])
 
-    def _save(self, status: JsonObject) -> None:
+    def _save(self, state_of_run: str) -> None:
         """Write all files that follow from the journal, and the status."""
         folder, state = self.folder, self.evolution.state
         folder.write_json("checkpoint.json", self.evolution.resumable.to_checkpoint())
@@ -124,7 +121,7 @@ class Recorder:
         # A run that is extended keeps its winner until another is chosen.
         if state.best and not (folder.path / "summary.json").is_file():
             folder.write_best(state.best, self.experiment.origin())
-        folder.write_json("status.json", status)
+        folder.write_json("status.json", self.status(state_of_run))
 
     @property
     def seconds(self) -> float:

@@ -229,7 +229,8 @@ def _run(
             )
         start = _state_before(folder, records, lag, console)
         evolution = Evolution(experiment.breeder, fingerprints, start, records)
-        with Recorder(folder, experiment, evolution, pool, console, on_record, began) as recorder:
+        recorder = Recorder(folder, experiment, evolution, pool, console, on_record, began)
+        with recorder.opened():
             recorder.outcomes.update(record.outcome.kind for record in records)
             records.clear()  # frees the memory of what can be twenty thousand records
             _evolve(recorder)
