@@ -34,10 +34,7 @@ FILES = {  # of a run folder that `--json` names, if they exist
 
 def command(
     config: Annotated[
-        Path | None,
-        Option(
-            help=f"YAML file, or {', '.join(shipped())}; default embedded.",
-        ),
+        Path | None, Option(help=f"YAML file, or {', '.join(shipped())}; default embedded.")
     ] = None,
     out: Annotated[
         Path | None, Option(help="Empty folder for the run; default a new one in runs/.")
@@ -56,8 +53,7 @@ def command(
         ),
     ] = False,
     report: Annotated[
-        Path | None,
-        Option(help="Rebuild report.html and fitness.svg of the run in this folder."),
+        Path | None, Option(help="Rebuild report.html and fitness.svg of the run in this folder.")
     ] = None,
     status: Annotated[
         Path | None, Option(help="Print the progress of the run in this folder.")
@@ -120,11 +116,11 @@ def _inspect(report: Path | None, status: Path | None) -> Answer:
     if status:
         now = print_status(RunFolder.look(status), PlainConsole())
         return outcome(DONE, ending="shown", **_about(status), **now)
-    from prunevolve.search.results import rebuild_report
+    from prunevolve.search.results import write_report
 
     assert report
     folder = RunFolder.look(report)
-    is_finished = rebuild_report(folder)
+    is_finished = write_report(folder)
     note = "" if is_finished else ": partial, because the run has not ended"
     print(f"wrote {report / 'report.html'} and fitness.svg{note}")
     ending = "written" if is_finished else "written, partial"

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from itertools import product, zip_longest
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.search.breeding.simplify import simplify
 from prunevolve.search.descent import Descent, Step, descend, shorten
-from prunevolve.search.experiment import Experiment, Subject
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import take_probe
 from prunevolve.search.records import Candidate, Limits, Outcome
 from prunevolve.search.scale import Scale
@@ -54,19 +54,19 @@ class Resident:
     scores are computed anew each time. Given weights are shared with other workers on this node.
     """
 
-    def __init__(
-        self, subject: Subject, device: str, low_memory: bool, tasks: int, weights: Weights | None
-    ) -> None:
-        self.subject, self.tokens, self._device = subject, subject.tokens, device
-        self._low_memory, self._tasks = low_memory, tasks
+    def __init__(self, experiment: Experiment, number: int, weights: Weights | None) -> None:
+        self.subject = subject = experiment.subjects[number]
+        self.tokens, self._device = subject.tokens, experiment.device
+        self._low_memory = experiment.config.low_memory
+        self._tasks = experiment.subject_of.count(number)
         self.statistics: dict[str, Tensor] = {}
         if weights:
             model = skeleton(AutoConfig.for_model(**weights.config), DTYPES[subject.dtype])
             model.load_state_dict(weights.tensors, strict=False, assign=True)
             model.tie_weights()
-            model.to(device)
+            model.to(self._device)
         else:
-            model = load_model(subject.model, subject.dtype, device)
+            model = load_model(subject.model, subject.dtype, self._device)
         self.store = ResidentStore(model.requires_grad_(False))
         # The loaded weights themselves: on the CPU the node's workers share them, in the object
         # store or through the mapped file, and pruning replaces the model's weights.
@@ -161,11 +161,8 @@ class Evaluator:
         torch.set_num_threads(experiment.config.ray.cpus_per_worker)
         keep_freed_memory()
         self.experiment = experiment
-        tasks, low_memory = experiment.subject_of.count, experiment.config.low_memory
-        self.residents = [
-            Resident(subject, experiment.device, low_memory, tasks(number), given)
-            for number, (subject, given) in enumerate(zip_longest(experiment.subjects, weights))
-        ]
+        models = enumerate(weights or [None] * len(experiment.subjects))
+        self.residents = [Resident(experiment, number, given) for number, given in models]
         self.scale: Scale  # set before the first candidate
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -66,6 +65,7 @@ class Experiment:
     tasks: tuple[Task, ...]  # of a candidate, then those of weight 0, which only choose the winner
     subjects: tuple[Subject, ...]
     subject_of: tuple[int, ...]  # the index of each task's model
+    baselines: Mapping[str, Criterion]  # by name; the best is the unit of fitness
     terminals: frozenset[str]  # the statistics that candidates, seeds and baselines may use
     breeder: Breeder
     device: str = "cpu"
@@ -76,10 +76,13 @@ class Experiment:
         subjects, warnings = [], [*self.warnings]
         for subject in self.subjects:
             tokenizer = load_tokenizer(subject.model)
-            windows = {
-                role: cut_text(role, kinds, tokenizer) for role, kinds in subject.texts.items()
-            }
-            windows["descent"] = cut_text("fitness", _drawn(subject.texts["fitness"]), tokenizer)
+            windows = {role: cut_text(role, x, tokenizer) for role, x in subject.texts.items()}
+            kinds = subject.texts["fitness"]
+            drawn = [
+                replace(x, windows=DRAWN // len(kinds), length=min(DRAWN_LENGTH, x.length), seed=0)
+                for x in kinds
+            ]
+            windows["descent"] = cut_text("fitness", drawn, tokenizer)
             subjects.append(replace(subject, windows=windows))
             if note := special_note(windows["calibration"].tokens, tokenizer):
                 warnings.append(f"{subject.model}: {note}")
@@ -106,11 +109,6 @@ class Experiment:
         own = pattern_group(self.tasks[task].pattern, group)
         return Target(self.tasks[task].sparsity, own or group_of(group))
 
-    @cached_property
-    def baselines(self) -> dict[str, Criterion]:
-        """The metrics by name that all others are compared with."""
-        return baselines_for(self.tasks)
-
     def task_rows(self) -> list[dict[str, object]]:
         """Return the tasks as JSON: name, model, sparsity, pattern, weight."""
         keys = {"model", "sparsity", "pattern", "weight"}
@@ -131,12 +129,6 @@ class Experiment:
         }
 
 
-def baselines_for(tasks: Sequence[Task]) -> dict[str, Criterion]:
-    """Return the metrics by name whose best is the unit of fitness, and which a report shows."""
-    neurons = all(task.pattern == "neurons" for task in tasks)
-    return {name: named_metric(name) for name in (NEURON_BASELINES if neurons else BASELINES)}
-
-
 def pinned_config(config: Config) -> Config:
     """Return a config in which hub models have the commit that they are at, for a later resume."""
     tasks = [task.model_copy(update={"model": pinned(task.model)}) for task in config.tasks]
@@ -151,6 +143,8 @@ def resolve(config: Config) -> Experiment:
     tasks = _all_tasks(config)
     n_of_m = all(":" in task.pattern for task in tasks)
     group = "row" if n_of_m else config.pruning.group  # an n:m pattern has its own
+    neurons = all(task.pattern == "neurons" for task in tasks)
+    baselines = {name: named_metric(name) for name in (NEURON_BASELINES if neurons else BASELINES)}
     seeds = tuple(read_seeds(config.search.seeds, group))
     of_tasks = [Subject(task.model, task.dtype, _texts(task)) for task in tasks]
     subjects = [subject for i, subject in enumerate(of_tasks) if subject not in of_tasks[:i]]
@@ -171,7 +165,7 @@ def resolve(config: Config) -> Experiment:
         import_module("tensorboard")  # or it would be missed only after the statistics
     search = config.search.model_copy(update={"seeds": [criterion.text for criterion in seeds]})
     breeder = Breeder(search, group, seeds)
-    names, used = breeder.terminals, [*seeds, *baselines_for(tasks).values()]
+    names, used = breeder.terminals, [*seeds, *baselines.values()]
     if not set(names) <= TERMINALS.keys() or len(set(names)) < len(names) or "W" not in names:
         rule = f"must be of {', '.join(TERMINALS)}, each once and W among them"
         raise ValueError(f"search.terminals {rule}, got {', '.join(names)}")
@@ -180,6 +174,7 @@ def resolve(config: Config) -> Experiment:
         tasks=tasks,
         subjects=tuple(subjects),
         subject_of=tuple(map(subjects.index, of_tasks)),
+        baselines=baselines,
         terminals=frozenset(names).union(*(criterion.metric.terminals for criterion in used)),
         breeder=breeder,
         device="cuda" if ray.gpus_per_worker else "cpu",
@@ -213,14 +208,6 @@ def _texts(task: Task) -> dict[str, tuple[Text, ...]]:
                 kind.check()
             texts[role] = share_windows(kinds, config.share or [1.0] * len(kinds))
     return texts
-
-
-def _drawn(kinds: Sequence[Text]) -> list[Text]:
-    """Return texts from all of which windows are drawn, for the steps of descents."""
-    return [
-        replace(kind, windows=DRAWN // len(kinds), length=min(DRAWN_LENGTH, kind.length), seed=0)
-        for kind in kinds
-    ]
 
 
 def cut_text(role: str, kinds: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Windows:

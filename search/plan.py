@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -22,9 +22,11 @@ _GAPS = 1.5
 
 def plan_of(config: Config) -> list[str]:
     """Return models, texts and work of a search, in lines; raises as `resolve`."""
-    experiment, lines = resolve(config), []
-    models = [*_models(experiment)]
-    for subject, model in zip(experiment.subjects, models, strict=True):
+    experiment, models, lines = resolve(config), [], []
+    for subject in experiment.subjects:
+        length = min(DRAWN_LENGTH, max(text.length for text in subject.texts["fitness"]))
+        model = resolve_model(subject.model, subject.dtype, experiment.device, length)
+        models.append(model)
         size = f"{model.shapes.num_parameters():,} parameters in {subject.dtype}"
         lines.append(f"model {subject.model}: {size}")
         for role, kinds in subject.texts.items():
@@ -74,12 +76,6 @@ def _worker_size(experiment: Experiment, models: Sequence[UnloadedModel]) -> int
     held = sum(_held(model, experiment) for model in models)
     work = max(_work(model, experiment) for model in models)
     return memory.LIBRARIES + int(_GAPS * (held + work))
-
-
-def _models(experiment: Experiment) -> Iterator[UnloadedModel]:
-    for subject in experiment.subjects:
-        length = min(DRAWN_LENGTH, max(text.length for text in subject.texts["fitness"]))
-        yield resolve_model(subject.model, subject.dtype, experiment.device, length)
 
 
 def _held(model: UnloadedModel, experiment: Experiment) -> int:

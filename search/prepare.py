@@ -47,9 +47,11 @@ def prepare(
     models = ", ".join(subject.model for subject in experiment.subjects)
     tokens = sum(subject.tokens["calibration"].numel() for subject in experiment.subjects)
     with step(console, f"statistics of {models} on {tokens} tokens"):
-        for number, statistics in _kept(folder, experiment, pool, "statistics"):
+        kept = _kept(folder, experiment, pool, "statistics", "collect_statistics")
+        for number, statistics in enumerate(kept):
             pool.use_statistics(number, statistics)
-    probes = [Probe.from_tensors(x) for _, x in _kept(folder, experiment, pool, "probe")]
+    kept = _kept(folder, experiment, pool, "probe", "probe_tensors")
+    probes = [*map(Probe.from_tensors, kept)]
     wanted, began = wanted_of(experiment, "fitness"), time.monotonic()
     new = sum(x not in pool.measured for x in wanted)
     scale = scale_of(experiment, "fitness", pool.losses("dense model and baselines", wanted))
@@ -62,27 +64,22 @@ def prepare(
     return fingerprints(experiment, probes)
 
 
-_MAKES = {"statistics": "collect_statistics", "probe": "probe_tensors"}  # methods of `Evaluator`
-
-
 def _kept(
-    folder: RunFolder, experiment: Experiment, pool: Pool, kind: str
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yield each model's number and tensors of a kind, from files in the folder; workers make those
-    that are not there, side by side.
+    folder: RunFolder, experiment: Experiment, pool: Pool, kind: str, method: str
+) -> Iterator[dict[str, Tensor]]:
+    """Yield each model's tensors of a kind, from files in the folder; those that are not there are
+    made by a method of `Evaluator`, side by side.
     """
-    files = {n: f"{kind}{n or ''}.safetensors" for n in range(len(experiment.subjects))}
-    missing = [number for number, file in files.items() if not (folder.path / file).exists()]
-    for number, tensors in pool.tensors(_MAKES[kind], missing):
+    files = [f"{kind}{n or ''}.safetensors" for n in range(len(experiment.subjects))]
+    missing = [n for n, file in enumerate(files) if not (folder.path / file).exists()]
+    for number, tensors in pool.tensors(method, missing):
         folder.write_tensors(files[number], tensors)
-    for number, file in files.items():
-        yield number, folder.read_tensors(file)
+    yield from map(folder.read_tensors, files)  # one at a time
 
 
 def fingerprints(experiment: Experiment, probes: Sequence[Probe]) -> Fingerprints:
     """Return the fingerprints of the tasks that count, given a probe of each model."""
-    tasks = experiment.tasks_of("fitness")
-    subject_of = experiment.subject_of
+    tasks, subject_of = experiment.tasks_of("fitness"), experiment.subject_of
     return Fingerprints([(probes[subject_of[t]], partial(experiment.target, t)) for t in tasks])
 
 

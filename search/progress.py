@@ -11,12 +11,11 @@ all processes, `per_hour` (candidates, by these seconds), `workers` (`ready`, `b
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -40,8 +39,7 @@ RUNNING, CHOOSING, FINISHED = "running", "measuring finalists", "finished"
 
 SHOWN = 4  # descents of which a line says how far they are
 _WIDEST = 60  # characters of a formula in a line
-_CHECKPOINT_EVERY = 50  # candidates between two checkpoints
-_SHOW_SECONDS, _STATUS_SECONDS = 0.25, 10.0  # between two updates: on screen, of `status.json`
+_SHOW_SECONDS, _SAVE_SECONDS = 0.25, 10.0  # between two updates: on screen, of the files
 
 
 def ignore(record: Record) -> None:
@@ -50,7 +48,7 @@ def ignore(record: Record) -> None:
 
 @dataclass(eq=False)
 class Recorder:
-    """Keeps a run's files and the screen up to date inside its context.
+    """Keeps a run's files and the screen up to date while it is opened.
 
     At the end, whatever it is, it writes the checkpoint, the best metric and the status if it can.
     """
@@ -63,30 +61,29 @@ class Recorder:
     on_record: OnRecord
     began: float  # by `time.monotonic`, as if all the run's processes had followed one another
 
-    def __enter__(self) -> Self:
+    def __post_init__(self) -> None:
         self.outcomes: Counter[str] = Counter()  # of the journal's records, by kind
         self._timings: dict[int, Timing] = {}
         self._shown = self._written = 0.0
-        self._open = ExitStack()
-        before = time.monotonic() - self.began
-        self._show = self._open.enter_context(shown_progress(self.console, before))
-        self._events = None
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Let screen and event files be open inside the context, and save all files at its end."""
+        events: AbstractContextManager[Any] = nullcontext()
         if self.experiment.config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            folder = self.folder.path / "tensorboard"
-            self._events = self._open.enter_context(SummaryWriter(folder))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        with self._open:
-            if error is None:
-                self._close(CHOOSING if self.evolution.state.best else "nothing evaluated")
-            elif not isinstance(error, WriteError):
+            events = SummaryWriter(self.folder.path / "tensorboard")
+        with shown_progress(self.console, self.seconds) as self._show, events as self._events:
+            try:
+                yield
+            except WriteError:
+                raise
+            except BaseException as error:
                 with suppress(WriteError):
-                    self._close(str(error) or "interrupted")
+                    self._save(str(error) or "interrupted")
+                raise
+            self._save(CHOOSING if self.evolution.state.best else "nothing evaluated")
 
     def note(self, job: "Job") -> None:
         """Keep a candidate's timing until its outcome is committed; write its trace, if any."""
@@ -95,12 +92,10 @@ class Recorder:
             self.folder.write_failure(str(job.candidate.index), job.trace)
 
     def add(self, records: list[Record]) -> None:
-        """Append committed records to the journal and pass them on; checkpoint when one is due."""
+        """Append committed records to the journal and pass them on."""
         for record in records:
             self.folder.append(record, self._timings.pop(record.index, {}))
             self.outcomes[record.outcome.kind] += 1
-        if any((record.index + 1) % _CHECKPOINT_EVERY == 0 for record in records):
-            self._checkpoint()
         for record in records:  # after all are in the journal: it may raise
             self.on_record(record)
 
@@ -111,25 +106,22 @@ class Recorder:
             return
         self._shown, status = now, self.status(RUNNING)
         self._show("candidates", status["candidates"], status["of"], lines_of(status))
-        if now - self._written >= _STATUS_SECONDS or done:
+        if now - self._written >= _SAVE_SECONDS or done:
             self._written = now
-            self.folder.write_hall_of_fame([], self.evolution.state.hall_of_fame)
-            self.folder.write_json("status.json", status)
+            self._save(RUNNING)
             if self._events:
                 for name, value in values_of(status).items():
                     self._events.add_scalar(name, value, status["candidates"])
 
-    def _close(self, state: str) -> None:
-        self._checkpoint()
-        self.folder.write_json("status.json", self.status(state))
-
-    def _checkpoint(self) -> None:
+    def _save(self, state_of_run: str) -> None:
+        """Write all files that follow from the journal, and the status."""
         folder, state = self.folder, self.evolution.state
         folder.write_json("checkpoint.json", self.evolution.resumable.to_checkpoint())
         folder.write_hall_of_fame([], state.hall_of_fame)
         # A run that is extended keeps its winner until another is chosen.
         if state.best and not (folder.path / "summary.json").is_file():
             folder.write_best(state.best, self.experiment.origin())
+        folder.write_json("status.json", self.status(state_of_run))
 
     @property
     def seconds(self) -> float:

@@ -119,13 +119,8 @@ class Record:
         measured = Criterion.parse(line.metric, line.group)
         start = Criterion.parse(line.start, line.group) if line.start else measured
         candidate = Candidate(line.index, start, line.origin, line.parents, line.fingerprint)
-        outcome = Outcome(
-            line.outcome,
-            line.fitness,
-            line.tokens,
-            line.reason,
-            tuned=measured if line.start else None,
-        )
+        tuned = measured if line.start else None
+        outcome = Outcome(line.outcome, line.fitness, line.tokens, line.reason, tuned)
         return Record(candidate, outcome)
 
 

@@ -2,7 +2,6 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -41,18 +40,18 @@ def finish(recorder: Recorder) -> JsonObject:
     wanted = [(task, "report", winner.record.criterion) for task in every_task]
     losses = pool.losses("report", [*wanted_of(experiment, "report", every_task), *wanted])
     tasks = [_measured(experiment, losses, task, winner.record) for task in every_task]
-    records = folder.records()
-    looks = _looks(before, len(records)) if before else []
+    outcomes = folder.outcomes()
+    looks = _looks(before, len(outcomes)) if before else []
     verdict, first = verdict_of(tasks), tasks[0]
     pruning = experiment.config.pruning.model_dump()
     summary: JsonObject = {
         "verdict": verdict.sentence + looks_at_report(looks),
         "verdict_kind": verdict.kind,
-        "convergence": convergence([record.fitness for record in records]),
+        "convergence": convergence([fitness for _, fitness in outcomes]),
         "looks": looks,
         "best": first["best"] | winner.described,
-        "candidates": len(records),
-        "outcomes": dict(Counter(record.outcome.kind for record in records)),
+        "candidates": len(outcomes),
+        "outcomes": dict(Counter(kind for kind, _ in outcomes)),
         "pruning": pruning | {key: first[key] for key in ("sparsity", "pattern")},
         "tasks": tasks,
         "selection": choice.standings,
@@ -62,10 +61,9 @@ def finish(recorder: Recorder) -> JsonObject:
         **{key: first[key] for key in ("dense", "baselines", "behind_best", "perplexity_of")},
     }
     folder.write_json("summary.json", summary)
-    status = recorder.status(FINISHED)
-    folder.write_json("status.json", status)
+    folder.write_json("status.json", recorder.status(FINISHED))
     with step(console, "drawing the report"):
-        write_report(folder, experiment.config, records, summary, status)
+        write_report(folder)
     for table in report.measured_tables(summary):
         # Without formulas, which are too wide.
         on_screen = ScreenTable(*(Column(x, overflow="fold") for x in table.columns[: table.plain]))
@@ -103,10 +101,8 @@ def _measured(experiment: Experiment, measured: Measured, index: int, winner: Re
     `behind_best` is how far a baseline is behind the winner, window by window, in nats per token.
     What a winner lacks that cannot prune the model is null.
     """
-    dense, named = (
-        measured[index, "report", None] or [],
-        baselines_on(experiment, index, "report", measured),
-    )
+    dense = measured[index, "report", None] or []
+    named = baselines_on(experiment, index, "report", measured)
     best = measured[index, "report", winner.criterion]
     subject = experiment.subjects[experiment.subject_of[index]]
     task: JsonObject = {
@@ -188,34 +184,15 @@ def commands_of(path: Path, config: Config) -> tuple[str, str]:
     return " ".join([PRUNE, *words]), search_on
 
 
-def write_report(
-    folder: RunFolder,
-    config: Config,
-    records: Sequence[Record],
-    summary: JsonObject | None,
-    status: JsonObject,
-) -> None:
-    """Write `report.html` and its chart, `fitness.svg`; see `report.render`."""
-    # Imported here, so that a search does not load matplotlib when it starts.
-    from prunevolve.search.charts import WIDE, fitness_chart, path_chart
-
-    size = config.search.population
-    charts = (
-        fitness_chart(records, size),
-        fitness_chart(records, size, WIDE),
-        path_chart(summary["path"]) if summary and summary["path"] else "",
-    )
-    environment, commands = folder.read_json("environment.json"), commands_of(folder.path, config)
-    page = report.render(config, records, summary, status, environment, commands, charts)
-    folder.write_text("fitness.svg", charts[0])
-    folder.write_text("report.html", page)
-
-
-def rebuild_report(folder: RunFolder) -> bool:
-    """Write the report from the run folder's other files; return whether the run is finished.
+def write_report(folder: RunFolder) -> bool:
+    """Write `report.html` and its chart, `fitness.svg`, from the run folder's other files; return
+    whether the run is finished.
 
     Another process may go on working there: only whole lines of its journal are read.
     """
+    # Imported here, so that a search does not load matplotlib when it starts.
+    from prunevolve.search.charts import WIDE, fitness_chart, path_chart
+
     records, summary = folder.records(), folder.summary()
     if all(record.fitness is None for record in records):
         raise FolderError(
@@ -223,5 +200,15 @@ def rebuild_report(folder: RunFolder) -> bool:
             f"see {SEARCH} --status {folder.path}"
         )
     config = schema.load(folder.path / "config.yaml", [])
-    write_report(folder, config, records, summary, folder.read_json("status.json"))
+    size = config.search.population
+    charts = (
+        fitness_chart(records, size),
+        fitness_chart(records, size, WIDE),
+        path_chart(summary["path"]) if summary and summary["path"] else "",
+    )
+    status, environment = folder.read_json("status.json"), folder.read_json("environment.json")
+    commands = commands_of(folder.path, config)
+    page = report.render(config, records, summary, status, environment, commands, charts)
+    folder.write_text("fitness.svg", charts[0])
+    folder.write_text("report.html", page)
     return summary is not None and summary["candidates"] == len(records)

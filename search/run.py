@@ -7,7 +7,7 @@ import io
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from prunevolve.search.pool.workers import Backend
 from prunevolve.search.prepare import check_identity, identity, prepare, settings, write_environment
 from prunevolve.search.progress import OnRecord, Recorder, ignore
 from prunevolve.search.records import Record
-from prunevolve.search.results import finish, rebuild_report, say_files
+from prunevolve.search.results import finish, say_files, write_report
 from prunevolve.search.run_folder import FolderError, RunFolder
 
 __all__ = ["Found", "Record", "Result", "Unfinished", "evolve", "read_config", "resume"]
@@ -134,7 +134,7 @@ def resume(
         ended = done == candidates or _seconds(run) >= _limit(config)
         if summary and summary["candidates"] == done and ended:
             if not (path / "report.html").exists():  # killed before it was written
-                rebuild_report(run)
+                write_report(run)
             console.print(f"{path} is finished; nothing to do")
             say_files(path, config, summary, console)
             return Result(path, summary, is_new=False)
@@ -227,12 +227,13 @@ def _run(
                 f"one another: set search.lag={_GOOD_LAG * workers} in a new run; see "
                 "docs/CLUSTER.md"
             )
-        start = state_before(folder, records, lag, console.print)
+        start = _state_before(folder, records, lag, console)
         evolution = Evolution(experiment.breeder, fingerprints, start, records)
-        with Recorder(folder, experiment, evolution, pool, console, on_record, began) as recorder:
+        recorder = Recorder(folder, experiment, evolution, pool, console, on_record, began)
+        with recorder.opened():
             recorder.outcomes.update(record.outcome.kind for record in records)
             records.clear()  # frees the memory of what can be twenty thousand records
-            _evolve(evolution, pool, recorder)
+            _evolve(recorder)
         hours, committed = experiment.config.search.hours, evolution.state.committed
         if not evolution.done:
             console.print(f"search.hours = {hours:g} are over after {committed} candidates")
@@ -246,8 +247,8 @@ def _run(
         return Result(folder.path, finish(recorder))
 
 
-def state_before(
-    folder: RunFolder, records: Sequence[Record], lag: int, say: Callable[[str], object]
+def _state_before(
+    folder: RunFolder, records: Sequence[Record], lag: int, console: Console
 ) -> State:
     """Return the state in the checkpoint, or the first one, and say why, if that does not fit."""
     try:
@@ -255,7 +256,7 @@ def state_before(
             enough = records[: max(0, len(records) - lag)]  # to breed what is missing
             return State.from_checkpoint(folder.read_json("checkpoint.json"), enough)
     except ValueError as error:
-        say(f"warning: checkpoint.json: {error}: all of the journal is replayed")
+        console.print(f"warning: checkpoint.json: {error}: all of the journal is replayed")
     return State()
 
 
@@ -271,9 +272,9 @@ def _seconds(folder: RunFolder) -> float:
     return 0.0
 
 
-def _evolve(evolution: Evolution, pool: Pool, recorder: Recorder) -> None:
+def _evolve(recorder: Recorder) -> None:
     """Run the loop to its end; each record is in the journal before the next is committed."""
-    limit = _limit(recorder.experiment.config)
+    evolution, pool, limit = recorder.evolution, recorder.pool, _limit(recorder.experiment.config)
     while not evolution.done and (recorder.seconds < limit or evolution.waits):
         for candidate in evolution.ask() if recorder.seconds < limit else ():
             if candidate.decided:

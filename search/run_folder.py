@@ -85,13 +85,8 @@ class RunFolder:
         return RunFolder(path)
 
     def _locked(self) -> "RunFolder":
-        try:
-            with _writing(self.path / ".lock"):
-                self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise FolderError(
-                f"{self.path} is in use by another process: wait for it to end"
-            ) from error
+        with _writing(self.path / ".lock"):
+            self._lock.acquire(timeout=0)
         return self
 
     def close(self) -> None:
@@ -262,8 +257,10 @@ def _reading(path: Path) -> Iterator[None]:
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
-    except Timeout:
-        raise
+    except Timeout as error:  # of the lock, which one process may hold
+        raise FolderError(
+            f"{path.parent} is in use by another process: wait for it to end"
+        ) from error
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise WriteError(f"{path} cannot be written: {why}") from error

@@ -17,7 +17,7 @@ from prunevolve.pruning.metric import Criterion
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.records import Losses, Wanted
 
-ByTask: TypeAlias = Sequence[Sequence[float]]  # of first windows, nats per token; NaN: unmeasured
+ByTask: TypeAlias = Sequence[Sequence[float]]  # losses of first windows, nats per token
 Measured: TypeAlias = Mapping[Wanted, Losses]
 
 _LEAST_RISE = 0.001  # nats per token: a smaller rise is rounding noise, and cannot serve as a unit
@@ -33,28 +33,24 @@ class Cell:
     model: str
     text: str
     weight: float  # in the mean over all cells; the weights add up to 1
-    windows: tuple[int, ...]  # indices among the task's
+    windows: tuple[int, ...]  # indices among the task's, ascending
     dense: Sequence[float]  # loss on each window, nats per token
     baseline: str
     rise: float  # of its mean loss over dense, nats per token, or that's error if larger
     shares: Sequence[float]  # typical rise of each window under pruning, as a multiple of the mean
 
-    def rises(self, losses: Sequence[float]) -> dict[int, float]:
-        """Return the rises over dense, nats per token, by window, given the task's first losses; a
-        loss that was not measured is NaN, and has no rise.
-        """
-        seen = [i for i, w in enumerate(self.windows) if w < len(losses)]
-        rises = {i: losses[self.windows[i]] - self.dense[i] for i in seen}
-        return {i: rise for i, rise in rises.items() if not math.isnan(rise)}
+    def rises(self, losses: Sequence[float]) -> list[float]:
+        """Return the first windows' rises over dense, nats per token, given the task's losses."""
+        windows = zip(self.windows, self.dense, strict=True)
+        return [losses[window] - dense for window, dense in windows if window < len(losses)]
 
     def value(self, losses: Sequence[float]) -> float | None:
         """Return the relative rise estimated from the windows evaluated so far, or None."""
         rises = self.rises(losses)
         if not rises:
             return None
-        is_whole = len(rises) == len(self.dense)
-        share = 1.0 if is_whole else fmean(self.shares[i] for i in rises)
-        return fmean(rises.values()) / share / self.rise
+        share = 1.0 if len(rises) == len(self.dense) else fmean(self.shares[: len(rises)])
+        return fmean(rises) / share / self.rise
 
 
 class Difference(NamedTuple):
@@ -84,10 +80,10 @@ class Scale:
         """Return each cell's relative rise, or None where no window was evaluated."""
         return [cell.value(losses[cell.task]) for cell in self.cells]
 
-    def fitness(self, losses: ByTask) -> float:
-        """Return the fitness; cells not evaluated yet are taken to equal the mean of the others."""
-        values = self.values(losses)
-        return self._mean(values, fmean(value for value in values if value is not None))
+    def fitness(self, losses: ByTask, missing: float = math.nan) -> float:
+        """Return the fitness; a cell in which no window was evaluated has the value `missing`."""
+        values = (missing if value is None else value for value in self.values(losses))
+        return sum(cell.weight * value for cell, value in zip(self.cells, values, strict=True))
 
     def excess(self, losses: ByTask, limit: float, slack: float) -> float | None:
         """Return the predicted relative rise if it is clearly above a limit of 0 or more.
@@ -97,7 +93,7 @@ class Scale:
         """
         seen = [max(1, len(cell.rises(losses[cell.task]))) for cell in self.cells]
         error = math.sqrt(sum(c.weight**2 / n for c, n in zip(self.cells, seen, strict=True)))
-        rise = self._mean(self.values(losses), limit)
+        rise = self.fitness(losses, limit)
         return rise if rise > limit * (1 + slack * error) else None
 
     def difference(self, losses: ByTask, reference: ByTask) -> Difference:
@@ -118,13 +114,8 @@ class Scale:
     def gaps(self, losses: ByTask, reference: ByTask) -> Iterator[tuple[Cell, list[float]]]:
         """Yield by how much more each cell's relative rise is than the reference's, by window."""
         for cell in self.cells:
-            rises = (cell.rises(by_task[cell.task]).values() for by_task in (losses, reference))
+            rises = (cell.rises(by_task[cell.task]) for by_task in (losses, reference))
             yield cell, [(a - b) / cell.rise for a, b in zip(*rises, strict=True)]
-
-    def _mean(self, values: Sequence[float | None], missing: float) -> float:
-        """Return the weighted mean of one value per cell."""
-        filled = (missing if value is None else value for value in values)
-        return sum(cell.weight * value for cell, value in zip(self.cells, filled, strict=True))
 
 
 # How the dense model and the baselines are measured, on any of the texts
@@ -151,15 +142,11 @@ def yardsticks_of(experiment: Experiment, scale: Scale, role: str) -> list[Wante
 
 
 def losses_by_task(
-    experiment: Experiment,
-    role: str,
-    criterion: Criterion,
-    measured: Measured,
-    tasks: Sequence[int] = (),
+    experiment: Experiment, role: str, criterion: Criterion, measured: Measured
 ) -> ByTask | None:
-    """Return a metric's losses on a text of tasks, by default all that count; None if one lacks."""
+    """Return a metric's losses on a text of all tasks; None if one that counts has none."""
     losses = [measured.get((task, role, criterion)) or [] for task in range(len(experiment.tasks))]
-    return losses if all(losses[task] for task in tasks or experiment.tasks_of(role)) else None
+    return losses if all(losses[task] for task in experiment.tasks_of(role)) else None
 
 
 def baselines_on(

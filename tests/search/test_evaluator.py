@@ -1,5 +1,6 @@
 """An evaluator prunes, measures and restores, exactly, and decides as its stages say."""
 
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -47,11 +48,11 @@ def on_two_models(tiny_llama_dir):
 
 
 def staged(evaluator, *stages):
-    experiment = evaluator.experiment
-    search = experiment.config.search.model_copy(update={"stages": list(stages)})
-    config = experiment.config.model_copy(update={"search": search})
-    made = Evaluator(replace(experiment, config=config))
-    given(made, evaluator)
+    """Return it with other stages, and a scale of its own."""
+    made, config = copy(evaluator), evaluator.experiment.config
+    search = config.search.model_copy(update={"stages": list(stages)})
+    config = config.model_copy(update={"search": search})
+    made.experiment = replace(evaluator.experiment, config=config)
     return made
 
 
@@ -110,9 +111,8 @@ def rises_under_wanda(evaluator, task):
 )
 def test_evaluate_restores_every_weights_bits(on_two_models, criterion, limit, kind, reason):
     made = staged(on_two_models, 1)
-    outcome = made.evaluate(
-        candidate(criterion, limits=limit if limit is None else Limits(limit, limit))
-    )
+    limits = limit if limit is None else Limits(limit, limit)
+    outcome = made.evaluate(candidate(criterion, limits=limits))
     assert outcome.kind == kind
     assert reason in outcome.reason
     assert_dense(made)
@@ -121,10 +121,7 @@ def test_evaluate_restores_every_weights_bits(on_two_models, criterion, limit, k
 @pytest.mark.parametrize(
     ("criterion", "message"),
     [
-        (
-            criterion_of("W", "column"),
-            "group must be one of row, layer, model, outputs, got 'column'",
-        ),
+        (criterion_of("W", "column"), "group must be one of row, layer, model, outputs, got 'col"),
         (criterion_of("mul(W, M)"), r"metric 'mul\(W, M\)' uses M, and M is None: pass it"),
     ],
     ids=str,

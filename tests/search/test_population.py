@@ -60,20 +60,18 @@ def test_parsimony_puts_the_smaller_of_one_step_first_then_the_older():
     assert state.best == record(0, 19.6 * RESOLUTION, 3)
 
 
-def limits(state: State) -> Limits | None:
-    """Return the fitness of the best and the one needed to enter, for any candidate."""
-    return state.with_limits(record(9, None).candidate, THREE).limits
-
-
-def test_limits_are_the_best_with_leeway_while_a_place_is_free_then_by_the_worst():
-    assert limits(after((0.8, 1), (0.5, 1))) == (0.5, 0.5 * LEEWAY)
-    assert limits(after((0.8, 1), (0.5, 1), (0.6, 1))) == (0.5, 0.8)
-
-
-def test_what_is_clearly_worse_than_the_best_baseline_need_not_be_exact():
-    assert limits(State()) == (1.0, math.inf)
-    assert limits(after((5.0, 1), (2.0, 1))) == (1.0, 2.0 * LEEWAY)
-    assert limits(after((5.0, 1), (2.0, 1), (3.0, 1))) == (1.0, 5.0)
+@pytest.mark.parametrize(
+    ("fitness", "best", "entry"),
+    [
+        ((), 1.0, math.inf),
+        # What is clearly worse than the best baseline need not be exact.
+        *(((5.0, 2.0), 1.0, 2.0 * LEEWAY), ((5.0, 2.0, 3.0), 1.0, 5.0)),
+        *(((0.8, 0.5), 0.5, 0.5 * LEEWAY), ((0.8, 0.5, 0.6), 0.5, 0.8)),
+    ],
+)
+def test_limits_leave_leeway_while_a_place_is_free_and_then_are_by_the_worst(fitness, best, entry):
+    state = after(*((value, 1) for value in fitness))
+    assert state.with_limits(record(9, None).candidate, THREE).limits == (best, entry)
 
 
 def test_what_descends_or_is_decided_has_no_limits():
@@ -90,12 +88,8 @@ def test_finalists_are_the_fittest_of_population_and_hall_of_fame_ties_by_age():
 
 
 CRITERION = Criterion.parse("mul(W, sqrt(X))", "layer")
-EVALUATED = Record(
-    Candidate(7, CRITERION, "child", (2, 5), "ab12"),
-    Outcome("evaluated", 2.5, 64),
-)
+EVALUATED = Record(Candidate(7, CRITERION, "child", (2, 5), "ab12"), Outcome("evaluated", 2.5, 64))
 FIELDS = EVALUATED.to_dict()
-KEYS = "index metric group origin start outcome fitness fingerprint tokens parents reason"
 TUNED = Criterion.parse("mul(W, power(X, 0.37))", "layer")
 refused = partial(refusal, Record.from_dict)
 
@@ -130,7 +124,8 @@ def test_record_does_not_tell_how_its_candidate_came_to_its_outcome():
     record = Record(replace(EVALUATED.candidate, **way), EVALUATED.outcome)
     assert record == EVALUATED
     assert record.to_dict() == FIELDS
-    assert list(FIELDS) == KEYS.split()
+    keys = "index metric group origin start outcome fitness fingerprint tokens parents reason"
+    assert list(FIELDS) == keys.split()
 
 
 @pytest.mark.parametrize(

@@ -154,29 +154,22 @@ def test_search_can_be_stopped_at_any_time(tmp_path, seconds, number):
         assert (out / "config.yaml").exists() or not list(out.iterdir())
 
 
-def test_search_on_a_closed_terminal_ends_with_3_and_a_checkpoint(tmp_path):
+TERMINAL = {
+    "start_new_session": True,
+    "preexec_fn": lambda: fcntl.ioctl(1, termios.TIOCSCTTY, 0),
+}
+
+
+@pytest.mark.parametrize(("opened", "options"), [(os.openpty, TERMINAL), (os.pipe, {})])
+def test_search_on_a_closed_terminal_or_pipe_ends_with_3_and_a_checkpoint(
+    tmp_path, opened, options
+):
     out = tmp_path / "run"
-    mine, terminal = os.openpty()
-    process = begin(
-        launch(out, IN_PROCESS, ENDLESS),
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    os.close(terminal)
+    mine, its = opened()
+    process = begin(launch(out, IN_PROCESS, ENDLESS), stdout=its, stderr=its, **options)
+    os.close(its)
     while journal(out).count(b"\n") < 5:
         os.read(mine, 65536)  # a terminal that nobody reads is soon full
     os.close(mine)
-    assert process.wait(timeout=60) == 3
-    assert (out / "checkpoint.json").exists()
-
-
-def test_search_into_a_closed_pipe_ends_with_3_and_a_checkpoint(tmp_path):
-    out = tmp_path / "run"
-    process = begin(launch(out, IN_PROCESS, ENDLESS))
-    wait_for_lines(process, out, 5)
-    process.stdout.close()
     assert process.wait(timeout=60) == 3
     assert (out / "checkpoint.json").exists()
