@@ -26,20 +26,20 @@ import psutil
 import typer
 from tables import ROOT, conditions, show, write_json
 
+from prunevolve.configs.schema import ROLES
+
 END_SECONDS = 60.0
 """Seconds in which workers must be gone after the driver ends."""
 
-HEAD_CPUS, NODE_CPUS, MOST_NODES = 2, 1, 2
-"""Cores that the head and each further node declare, and the most further nodes."""
+MOST_NODES = 2
+"""The most nodes besides the head."""
 
 KINDS = ("worker killed", "worker stopped", "node", "driver killed")
 """Kinds of fault. A round has each once, so a short search meets them all."""
 
 SMALL = [
-    *("calibration.windows=4", "calibration.length=64", "fitness.windows=4", "fitness.length=64"),
-    *("selection.windows=4", "selection.length=64", "report.windows=4", "report.length=64"),
-    *("search.stages=[1, 2]", "search.lag=16"),
-    *("search.population=16", "ray.wait_seconds=120"),
+    *(f"{role}.{setting}" for role in ROLES for setting in ("windows=4", "length=64")),
+    *("search.stages=[1, 2]", "search.lag=16", "search.population=16", "ray.wait_seconds=120"),
 ]
 
 
@@ -143,7 +143,7 @@ class Nodes:
         }
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": HEAD_CPUS, "include_dashboard": False}
+        head = {"num_cpus": 2, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self._cluster.address)
         for _ in range(MOST_NODES):
@@ -151,7 +151,7 @@ class Nodes:
 
     def add(self) -> None:
         """Add a node."""
-        self._cluster.add_node(num_cpus=NODE_CPUS, include_dashboard=False)
+        self._cluster.add_node(num_cpus=1, include_dashboard=False)
 
     def change(self, rng: random.Random) -> str:
         """Add or remove a further node; return which."""
