@@ -31,11 +31,8 @@ from prunevolve.pruning.models import EMBEDDED, load_tokenizer
 
 METRICS = ("magnitude", "wanda", "pruner-zero", "snip")
 
-SHARD_BYTES = 10**9
-"""Largest file of weights, since a shard is in memory, and copied, when it is written."""
-
-STD = 0.02
-"""Standard deviation of the weights, LLaMA's initializer range."""
+SHARD_BYTES = 10**9  # of weights in a file: a shard is in memory, and copied, when it is written
+STD = 0.02  # of the weights, LLaMA's initializer range
 
 PROTOCOL = {"max-memory": "3.5GiB", "samples": 2, "seqlen": 64, "eval-windows": 1, "seed": 0}
 """Options of every pruning."""

@@ -27,28 +27,18 @@ from prunevolve.search.pool.worker import Event, InProcess, Job, Loaded, Shared,
 from prunevolve.search.records import Candidate, Outcome, Timing
 
 COLUMNS = ("busy", "driver_ms", "feeds", "candidates")
-LAG = 16
-"""The lag for each worker, as docs/CLUSTER.md says."""
-
-LOWEST, HIGHEST = 0.9, 2.9
-"""The made-up fitness."""
-
-LONG_FRACTION, LONG_FACTOR = 0.1, 10.0
-"""The fraction of long evaluations in an uneven mix, and how much longer they are."""
+LAG = 16  # for each worker, as docs/CLUSTER.md says
+LOWEST, HIGHEST = 0.9, 2.9  # made-up fitness
+LONG_FRACTION, LONG_FACTOR = 0.1, 10.0  # of evaluations in an uneven mix; how much longer they are
 
 
 @dataclass(frozen=True)
 class Case:
-    """A number of sleeping workers and their work.
-
-    Attributes:
-        seconds: Seconds per evaluation; if uneven, per short evaluation.
-        uneven: Whether one evaluation in ten takes ten times as long.
-    """
+    """A number of sleeping workers and their work."""
 
     workers: int
-    seconds: float
-    uneven: bool
+    seconds: float  # of an evaluation; if uneven, of a short one
+    uneven: bool  # whether one evaluation in ten takes ten times as long
 
     def __str__(self) -> str:
         return f"{self.workers} x {self.seconds:g} s, {'uneven' if self.uneven else 'even'}"
@@ -87,11 +77,7 @@ def main(
 
 
 class Sleepers(InProcess):
-    """A backend of workers that sleep; this process does what is not an evaluation.
-
-    Attributes:
-        spans: When each evaluation began and will end, on the monotonic clock.
-    """
+    """A backend of workers that sleep; this process does what is not an evaluation."""
 
     def __init__(self, experiment: Experiment, case: Case) -> None:
         super().__init__(experiment)
@@ -99,6 +85,7 @@ class Sleepers(InProcess):
         self._ready: list[Event] = []
         self._loaded: tuple[object, Timing] = (None, {})
         self._asleep: list[tuple[float, int, Candidate]] = []
+        # When each evaluation began and will end, on the monotonic clock.
         self.spans: list[tuple[float, float]] = []
 
     def start(self, worker: int) -> None:

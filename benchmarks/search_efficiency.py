@@ -35,15 +35,10 @@ from prunevolve.search.records import Candidate, Record
 
 @dataclass(frozen=True)
 class Variant:
-    """What is different from the shipped search.
+    """What is different from the shipped search."""
 
-    Attributes:
-        settings: Overrides of the config.
-        replaced: Constants and functions of the code with what is there instead.
-    """
-
-    settings: Sequence[str] = ()
-    replaced: Mapping[str, object] = field(default_factory=dict)
+    settings: Sequence[str] = ()  # overrides of the config
+    replaced: Mapping[str, object] = field(default_factory=dict)  # constants and functions by name
 
 
 def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
@@ -52,16 +47,17 @@ def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
     return str(criterion)
 
 
-def _first(state: State) -> Record | None:
+def _first(evolution: Evolution, state: State) -> Record | None:
     """Return the first candidate, W * G, from which all descents begin, each on other windows."""
     return next((record for record in state.hall_of_fame if record.index == 0), None)
 
 
-_BREEDING, _EVOLUTION = "prunevolve.search.breeding", "prunevolve.search.evolution"
-_NO_DESCENTS: Mapping[str, object] = {f"{_EVOLUTION}.DESCENTS": math.inf}
+_BREEDING = "prunevolve.search.breeding.variation"
+_FINGERPRINTS = "prunevolve.search.fingerprint.Fingerprints"
+_DESCENTS = "prunevolve.search.evolution.DESCENTS"
+_NO_DESCENTS: Mapping[str, object] = {_DESCENTS: math.inf}
 
-SHIPPED = "evolution"
-"""The variant that all others are compared with."""
+SHIPPED = "evolution"  # which all others are compared with
 
 VARIANTS: dict[str, Variant] = {
     SHIPPED: Variant(),
@@ -75,29 +71,16 @@ VARIANTS: dict[str, Variant] = {
         ]
     ),
     # As gplearn breeds: subtrees, node by node, of all operators and numbers.
-    "trees": Variant(
-        ["search.initial_depth=[2,4]"],
-        {f"{_BREEDING}.variation.Breeder.descends": False},
-    ),
+    "trees": Variant(["search.initial_depth=[2,4]"], {f"{_BREEDING}.Breeder.descends": False}),
     "no parsimony": Variant(replaced={"prunevolve.search.records.RESOLUTION": 1e-12}),
-    "no grown factors": Variant(replaced={f"{_BREEDING}.factors.GROWN": 0.0}),
-    "no simplification": Variant(
-        replaced={f"{_BREEDING}.variation.simplify": lambda criterion: criterion}
-    ),
-    "no equal masks": Variant(
-        replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
-    ),
+    "no grown factors": Variant(replaced={"prunevolve.search.breeding.factors.GROWN": 0.0}),
+    "no simplification": Variant(replaced={f"{_BREEDING}.simplify": lambda criterion: criterion}),
+    "no equal masks": Variant(replaced={f"{_FINGERPRINTS}.fingerprint": _by_text}),
     "no descents": Variant(replaced=_NO_DESCENTS),
     "descents alone": Variant(
-        replaced={
-            f"{_EVOLUTION}.DESCENTS": 1,
-            f"{_EVOLUTION}.Evolution._start_of": lambda self, state: _first(state),
-        }
+        replaced={_DESCENTS: 1, "prunevolve.search.evolution.Evolution._start_of": _first}
     ),
-    **{
-        f"1 of {n} descends": Variant(replaced={f"{_EVOLUTION}.DESCENTS": n})
-        for n in (4, 8, 16, 32)
-    },
+    **{f"1 of {n} descends": Variant(replaced={_DESCENTS: n}) for n in (4, 8, 16, 32)},
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},
@@ -106,7 +89,6 @@ VARIANTS: dict[str, Variant] = {
 
 TARGETS = ("wanda", "snip", "directed-snip-wanda")
 """Named metrics, each in its own group, whose fitness is to be reached."""
-
 
 Trace = dict[str, Any]
 """One search: its best fitness and metric, how many candidates were bred, and more."""
