@@ -13,11 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from math import inf
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import torch
 import typer
@@ -57,8 +57,7 @@ PRUNINGS = ("magnitude", "wanda", "sparsegpt", "fast", "best")
 WEIGHTED_GRADIENT = Criterion.parse("mul(W, G)", "model")
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """How much is done."""
 
     shape: dict[str, int]  # of a LLaMA with random weights
@@ -77,8 +76,7 @@ TRIAL = Sizes(
 """For a device that is no GPU."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One check."""
 
     check: str
@@ -113,10 +111,9 @@ def main(
     marks = {None: "", True: "ok", False: "FAILED"}
     cells = [[row.check, row.expected, row.came, marks[row.ok]] for row in rows]
     show(f"{card}; torch {torch.__version__}", ["check", "expected", "came", ""], cells)
-    versions = {"card": card, "cuda": torch.version.cuda}
-    write_json(json, {**conditions("bfloat16"), **versions, "rows": list(map(asdict, rows))})
-    if any(row.ok is False for row in rows):
-        raise typer.Exit(1)
+    figures = {"card": card, "cuda": torch.version.cuda, "rows": [row._asdict() for row in rows]}
+    write_json(json, {**conditions("bfloat16"), **figures})
+    raise typer.Exit(1 if any(row.ok is False for row in rows) else 0)
 
 
 def _tests(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:

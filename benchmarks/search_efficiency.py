@@ -128,8 +128,7 @@ def main(
                 traces[variant].append(_search(evaluator, marks, there, seconds, targets))
             figures = {"limit": f"{seconds:g} s", "targets": targets, "runs": traces}
             write_json(json, {**conditions(real.experiment.config.dtype), **figures})
-    experiment = real.experiment
-    what = f"{experiment.config.model}, {experiment.tasks[0].name}"
+    what = f"{real.experiment.config.model}, {real.experiment.tasks[0].name}"
     _print(f"{what}, {seconds:g} s each, {seeds} seeds", traces, targets)
 
 
@@ -148,14 +147,11 @@ def _search(
     limit: float,
     targets: Mapping[str, float],
 ) -> Trace:
-    """Search for so many seconds of processor time; return what came of it.
-
-    `reached` has the seconds until each named metric's fitness was reached.
-    """
+    """Search for so many seconds of processor time; return what came of it."""
     evaluator.experiment = experiment
     evolution = Evolution(experiment.breeder, marks, State())
     kinds, tokens, began = Counter[str](), 0, time.process_time()
-    reached: dict[str, float | None] = dict.fromkeys(targets)
+    reached: dict[str, float] = {}  # seconds until a named metric's fitness was reached
     # Each outcome is told at once, so that the next candidate can be bred.
     for candidate in evolution.ask():
         outcome = candidate.decided or evaluator.evaluate(candidate)
@@ -165,11 +161,10 @@ def _search(
         spent = time.process_time() - began
         best = evolution.state.best
         for name, fitness in targets.items():
-            if reached[name] is None and best and best.rank[0] <= fitness:
-                reached[name] = spent
+            if best and best.rank[0] <= fitness:
+                reached.setdefault(name, spent)
         if spent >= limit:
             break
-    best = evolution.state.best
     return {
         "best": best.rank[0] if best else math.inf,
         "candidates": evolution.state.committed,
@@ -189,7 +184,7 @@ def _print(title: str, traces: Mapping[str, list[Trace]], targets: Mapping[str, 
         for of in ("candidates", "evaluated", "tokens"):
             row.append(f"{statistics.median(run[of] for run in runs):.0f}")
         for name in targets:
-            spent = [math.inf if (s := run["reached"][name]) is None else s for run in runs]
+            spent = [run["reached"].get(name, math.inf) for run in runs]
             median = statistics.median(spent)
             text = f"{median:.0f}" if math.isfinite(median) else "not"
             row.append(f"{text} ({sum(map(math.isfinite, spent))} of {len(runs)})")

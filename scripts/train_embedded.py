@@ -99,17 +99,12 @@ def held_out_paragraphs() -> set[str]:
 def docstrings(excluded: set[str]) -> str:
     """Return the distinct paragraphs of the standard library's docstrings, in order of file."""
     library = Path(sysconfig.get_path("stdlib"))
-    seen = set(excluded)
-    paragraphs = []
+    found: dict[str, str] = {}
     for path in sorted(library.rglob("*.py")):
-        if NOT_LIBRARY & set(path.relative_to(library).parts):
-            continue
-        for paragraph in "\n\n".join(_docstrings_of(path)).split("\n\n"):
-            words = " ".join(paragraph.split())
-            if words and words not in seen:
-                seen.add(words)
-                paragraphs.append(paragraph)
-    return "\n\n".join(paragraphs)
+        if NOT_LIBRARY.isdisjoint(path.relative_to(library).parts):
+            for paragraph in "\n\n".join(_docstrings_of(path)).split("\n\n"):
+                found.setdefault(" ".join(paragraph.split()), paragraph)
+    return "\n\n".join(found[words] for words in found if words and words not in excluded)
 
 
 def _docstrings_of(path: Path) -> Iterator[str]:
@@ -164,7 +159,7 @@ def train(model: LlamaForCausalLM, topics: Tensor, others: Tensor) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / STEPS)
     )
-    hooks = add_dropout(model)
+    add_dropout(model)
     model.train()
     started = time.perf_counter()
     for step, batch in enumerate(random_batches(topics, others), start=1):
@@ -178,8 +173,6 @@ def train(model: LlamaForCausalLM, topics: Tensor, others: Tensor) -> None:
         if step % 100 == 0:
             seconds = time.perf_counter() - started
             print(f"step {step}/{STEPS}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
-    for hook in hooks:
-        hook.remove()
     model.eval()
 
 
@@ -195,17 +188,15 @@ def random_batches(topics: Tensor, others: Tensor) -> Iterator[Tensor]:
         yield torch.stack(rows)
 
 
-def add_dropout(model: LlamaForCausalLM) -> list[torch.utils.hooks.RemovableHandle]:
+def add_dropout(model: LlamaForCausalLM) -> None:
     """Add dropout to the outputs of attention and MLP while training; LLaMA has no such setting."""
 
     def drop(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return F.dropout(output, DROPOUT, module.training)
 
-    return [
-        module.register_forward_hook(drop)
-        for name, module in model.named_modules()
-        if name.endswith(("o_proj", "down_proj"))
-    ]
+    for name, module in model.named_modules():
+        if name.endswith(("o_proj", "down_proj")):
+            module.register_forward_hook(drop)
 
 
 @torch.no_grad()
