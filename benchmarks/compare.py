@@ -52,13 +52,11 @@ OURS = tuple(name for name, row in NAMED.items() if row.source == "this project,
 
 
 class Result(TypedDict):
-    """What was measured of a model: perplexities by kind of text, seconds of pruning, and how much
-    of an update stays.
-    """
+    """What was measured of a model."""
 
-    perplexity: dict[str, float]
-    seconds: float
-    update_part: NotRequired[float | None]
+    perplexity: dict[str, float]  # by kind of text
+    seconds: float  # of pruning
+    update_part: NotRequired[float | None]  # how much of an update stays
 
 
 @dataclass(frozen=True)
@@ -270,9 +268,7 @@ def _print_perplexities(
     for name, by_target in results.items():
         columns = [f"{kind} {target}" for target, kind in product(by_target, dense)]
         values = [result["perplexity"][kind] for result in by_target.values() for kind in dense]
-        rows.append(
-            [name, *(f"{value:.2f}" if value < 1000 else f"{value:.0f}" for value in values)]
-        )
+        rows.append([name, *(f"{x:.2f}" if x < 1000 else f"{x:.0f}" for x in values)])
     show(f"perplexity, {setting.model}, {setting.dtype}, dense {base}", ["metric", *columns], rows)
 
 

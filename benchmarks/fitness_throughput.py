@@ -11,7 +11,7 @@ On the candidates of a real run, in this process, with one worker's threads:
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -35,22 +35,13 @@ from prunevolve.search.evaluator import Evaluator, Resident
 from prunevolve.search.records import Candidate, Record
 from prunevolve.search.run_folder import RunFolder
 
-PRUNED: dict[str, Group] = {
-    "wanda": Row(),
-    "magnitude": Layer(),
-    "snip": Model(),
-    "gblm": NOfM(2, 4),
-}
+PRUNED = {"wanda": Row(), "magnitude": Layer(), "snip": Model(), "gblm": NOfM(2, 4)}
 """A metric and a group to time for each kind of group."""
 
-PRUNE, WINDOW = "prune in all, ", "forward and loss, one window"
+WINDOW = "forward and loss, one window"
 
 PRUNING_BAR = "0.50 of a window"
-BARS = {
-    "step_of_its_passes": "1.5",
-    "driver_ms_per_candidate": "5",
-    "candidates_an_hour": "",
-}
+BARS = {"step_of_its_passes": "1.5", "driver_ms_per_candidate": "5", "candidates_an_hour": ""}
 
 
 def main(
@@ -65,12 +56,11 @@ def main(
     real = RealRun(run)
     experiment = real.experiment
     evaluator = real.evaluator(experiment)
-    parts = _parts(evaluator)
     driver, asked = replayed(real)
     start = len(real.records) // 2 if first is None else first
     chosen = real.records[start : start + candidates]
     figures: dict[str, Any] = {
-        "seconds": parts,
+        "seconds": _parts(evaluator),
         "step_of_its_passes": _step_of_its_passes(evaluator),
         "fitness_tokens": sum(
             experiment.subjects[subject].tokens["fitness"].numel()
@@ -105,7 +95,7 @@ def _parts(evaluator: Evaluator) -> dict[str, float]:
     # Scores are kept for the tasks of one metric, so another one comes between two timings.
     other = partial(_prune, resident, "wanda-root", Row())
     seconds = {
-        f"{PRUNE}{group.name}": _best(partial(_prune, resident, name, group), other)
+        f"prune in all, {group.name}": _best(partial(_prune, resident, name, group), other)
         for name, group in PRUNED.items()
     }
     return {**seconds, WINDOW: _best(lambda: resident.losses("fitness", 0, 1))}
@@ -117,20 +107,12 @@ def _step_of_its_passes(evaluator: Evaluator) -> float:
     """
     breeder, model = evaluator.experiment.breeder, evaluator.residents[0].store.model
     windows = evaluator.residents[0].tokens["descent"][:BATCH].to(model.device)
-    steps = evaluator.evaluating(
-        Candidate(0, Criterion(breeder.core, breeder.group), "descent", (0,))
-    )
-    next(steps)  # warms up
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for is_step in 4 * (True, False):
-        began = time.perf_counter()
-        if is_step:
-            next(steps)
-        else:
-            _passes(model, windows)
-        seconds[is_step].append(time.perf_counter() - began)
-    steps.close()
-    return median(seconds[True]) / median(seconds[False])
+    candidate = Candidate(0, Criterion(breeder.core, breeder.group), "descent", (0,))
+    with closing(evaluator.evaluating(candidate)) as steps:
+        next(steps)  # warms up
+        step, passes = partial(next, steps), partial(_passes, model, windows)
+        turns = [(_seconds(step), _seconds(passes)) for _ in range(4)]
+    return median(of_step for of_step, _ in turns) / median(of_passes for _, of_passes in turns)
 
 
 def _passes(model: PreTrainedModel, windows: Tensor) -> None:
@@ -189,10 +171,14 @@ def _best(work: Callable[[], object], before: Callable[[], object] = lambda: Non
     timings = []
     for _ in range(5):
         before()
-        began = time.perf_counter()
-        work()
-        timings.append(time.perf_counter() - began)
+        timings.append(_seconds(work))
     return min(timings)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import replace
 from importlib import import_module
 from math import inf
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import torch
 import typer
@@ -28,7 +27,7 @@ from real_run import RealRun
 from tables import ROOT, conditions, show, write_json
 
 from prunevolve import evolve, read_config
-from prunevolve.configs.schema import ROLES, Config
+from prunevolve.configs.schema import ROLES
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.run.command import apply
@@ -44,11 +43,7 @@ Result = TypeVar("Result")
 
 GIB = 2**30
 
-DEVICES = {
-    "cuda": "a GPU",
-    "far": "NO GPU: a stand-in, on the CPU",
-    "cpu": "NO GPU: the CPU",
-}
+NO_GPU = {"far": "NO GPU: a stand-in, on the CPU", "cpu": "NO GPU: the CPU"}
 
 MODELS = {
     "embedded": "",
@@ -62,23 +57,14 @@ PRUNINGS = ("magnitude", "wanda", "sparsegpt", "fast", "best")
 WEIGHTED_GRADIENT = Criterion.parse("mul(W, G)", "model")
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much is done.
+class Sizes(NamedTuple):
+    """How much is done."""
 
-    Attributes:
-        shape: Of a LLaMA with random weights.
-        length: Tokens of a window.
-        samples: Windows for calibration.
-        tried: Candidates of a search on the embedded model.
-        settings: Of that search.
-    """
-
-    shape: dict[str, int]
-    length: int
-    samples: int
-    tried: int
-    settings: tuple[str, ...] = ()
+    shape: dict[str, int]  # of a LLaMA with random weights
+    length: int  # tokens of a window
+    samples: int  # windows for calibration
+    tried: int  # candidates of a search on the embedded model
+    settings: tuple[str, ...] = ()  # of that search
 
 
 FULL = Sizes(LLAMA_7B | {"layers": 4}, 2048, 32, 60)
@@ -90,18 +76,13 @@ TRIAL = Sizes(
 """For a device that is no GPU."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One check.
-
-    Attributes:
-        ok: Whether what came is what was expected; None for a figure without an expectation.
-    """
+class Row(NamedTuple):
+    """One check."""
 
     check: str
     expected: str
     came: str
-    ok: bool | None = None
+    ok: bool | None = None  # None for a figure without an expectation
 
 
 def main(
@@ -109,7 +90,7 @@ def main(
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table; exit with 1 if a check failed."""
-    if device not in DEVICES or (device == "cuda" and not torch.cuda.is_available()):
+    if device not in NO_GPU and not (device == "cuda" and torch.cuda.is_available()):
         raise typer.BadParameter("no such device here; --device far tries the command itself")
     if device == "far":
         sys.path.append(str(ROOT / "tests" / "helpers"))
@@ -126,14 +107,13 @@ def main(
             except Exception as error:  # noqa: BLE001 - the other parts are worth running
                 rows.append(Row(part.__name__.strip("_"), "an end", f"{error!r:.300}", False))
     rows.append(Row("all of it", "", f"{time.monotonic() - began:.0f} s"))
-    card = torch.cuda.get_device_name() if device == "cuda" else DEVICES[device]
+    card = NO_GPU.get(device) or torch.cuda.get_device_name()
     marks = {None: "", True: "ok", False: "FAILED"}
     cells = [[row.check, row.expected, row.came, marks[row.ok]] for row in rows]
     show(f"{card}; torch {torch.__version__}", ["check", "expected", "came", ""], cells)
-    versions = {"card": card, "cuda": torch.version.cuda}
-    write_json(json, {**conditions("bfloat16"), **versions, "rows": list(map(asdict, rows))})
-    if any(row.ok is False for row in rows):
-        raise typer.Exit(1)
+    figures = {"card": card, "cuda": torch.version.cuda, "rows": [row._asdict() for row in rows]}
+    write_json(json, {**conditions("bfloat16"), **figures})
+    raise typer.Exit(1 if any(row.ok is False for row in rows) else 0)
 
 
 def _tests(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
@@ -160,8 +140,8 @@ def _candidates(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
 
 def _losses(experiment: Experiment, device: str) -> torch.Tensor:
     evaluator = Evaluator(replace(experiment, device=device))
-    evaluator.residents[0].use_statistics(evaluator.collect_statistics(0))
     resident = evaluator.residents[0]
+    resident.use_statistics(evaluator.collect_statistics(0))
     resident.prune(WEIGHTED_GRADIENT.metric, experiment.target(0, WEIGHTED_GRADIENT.group))
     return torch.tensor(resident.losses("fitness"))
 
@@ -212,7 +192,7 @@ def _fitness(name: str, model: Path, device: str, sizes: Sizes) -> Iterator[Row]
     experiment = _experiment(model, "bfloat16", windows=8, length=sizes.length)
     evaluator = Evaluator(replace(experiment, device=device))
     resident, statistics = evaluator.residents[0], evaluator.collect_statistics(0)
-    evaluator.residents[0].use_statistics(statistics)
+    resident.use_statistics(statistics)
     target = experiment.target(0, WEIGHTED_GRADIENT.group)
     steps: dict[str, Callable[[], object]] = {
         f"statistics of 8 windows of {sizes.length}": lambda: evaluator.collect_statistics(0),
@@ -238,7 +218,7 @@ def _search(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
     settings = [f"ray.workers={gpus}", f"ray.gpus_per_worker={gpus}", *sizes.settings]
     config = read_config("embedded", [*settings, f"search.candidates={sizes.tried}"])
     if not gpus:  # a config's device is the CPU or a GPU
-        setattr(search_run, "resolve", partial(_resolved, device))  # noqa: B010
+        setattr(search_run, "resolve", lambda x: replace(resolve(x), device=device))  # noqa: B010
     for name in ("first", "second"):
         result = evolve(config, work / name)
         seconds = result.summary["seconds"]
@@ -262,21 +242,15 @@ def _search(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
     yield Row("the driver's share", "", f"{fraction:.1%}, {1000 * driver:.1f} ms a candidate")
 
 
-def _resolved(device: str, config: Config) -> Experiment:
-    return replace(resolve(config), device=device)
-
-
 def _experiment(model: Path | str, dtype: str, windows: int, length: int) -> Experiment:
     """Return an experiment on a model, with the texts that ship."""
-    sizes = {"calibration": (windows, length), "fitness": (windows, length)}
-    sizes |= {"selection": (2, 64), "report": (2, 64)}
-    texts = [
-        setting
-        for role, (count, tokens) in sizes.items()
-        for setting in (f"{role}.windows={count}", f"{role}.length={tokens}")
-    ]
-    fixed = [f"model={model}", f"dtype={dtype}", "low_memory=true", "calibration.split=training"]
-    return resolve(read_config("embedded", [*fixed, *texts, "search.stages=[]"])).read_texts()
+    settings = [f"model={model}", f"dtype={dtype}", "low_memory=true", "search.stages=[]"]
+    settings.append("calibration.split=training")
+    for role in ROLES:
+        used = role in ("calibration", "fitness")
+        settings.append(f"{role}.windows={windows if used else 2}")
+        settings.append(f"{role}.length={length if used else 64}")
+    return resolve(read_config("embedded", settings)).read_texts()
 
 
 def _measured(action: Callable[[], Result], device: str) -> tuple[Result, float, str]:

@@ -1,10 +1,9 @@
 """Memory and time of pruning a model of LLaMA-7B's shape, block by block, measured from outside.
 
-It makes random weights, and prunes them by four metrics, each in its own process with a cold page
-cache: peak memory, and seconds against what the disk alone needs to read the checkpoint and write
-it once. Time and memory depend on shapes and files, not on what the weights have learnt. Linux
-only: memory is read from /proc, and the page cache is dropped with posix_fadvise, which needs no
-privileges.
+Random weights are pruned by four metrics, each in its own process with a cold page cache: peak
+memory, and seconds against what the disk alone needs to read the checkpoint and write it once. Time
+and memory depend on shapes and files, not on what the weights have learnt. Linux only: memory is
+read from /proc, and the page cache is dropped with posix_fadvise, which needs no privileges.
 """
 
 import json as json_text
@@ -32,20 +31,11 @@ from prunevolve.pruning.models import EMBEDDED, load_tokenizer
 
 METRICS = ("magnitude", "wanda", "pruner-zero", "snip")
 
-SHARD_BYTES = 10**9
-"""Largest file of weights, since a shard is in memory, and copied, when it is written."""
+SHARD_BYTES = 10**9  # of weights in a file: a shard is in memory, and copied, when it is written
+STD = 0.02  # of the weights, LLaMA's initializer range
 
-STD = 0.02
-"""Standard deviation of the weights, LLaMA's initializer range."""
-
-POLL_SECONDS = 0.02
-"""Time between two readings of a process's memory."""
-
-PROTOCOL = {"samples": 2, "seqlen": 64, "eval-windows": 1, "seed": 0}
-"""Windows for calibration and for perplexity, their tokens, and the seed of all that is random."""
-
-MEMORY = "3.5GiB"
-"""The engine's memory limit."""
+PROTOCOL = {"max-memory": "3.5GiB", "samples": 2, "seqlen": 64, "eval-windows": 1, "seed": 0}
+"""Options of every pruning."""
 
 LLAMA_7B = {"hidden": 4096, "intermediate": 11008, "layers": 32, "heads": 32}
 
@@ -57,45 +47,43 @@ def main(
     """Print a table; temporary files, up to 3 checkpoints (13.5 GB), are made and removed here."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which removes files
     shape = LLAMA_7B | {"layers": blocks}
-    protocol = {"memory": MEMORY, **PROTOCOL}
     metrics: dict[str, dict[str, Any]] = {}
-    figures = {**conditions("float32"), "protocol": protocol, "shape": shape, "metrics": metrics}
+    figures = {**conditions("float32"), "protocol": PROTOCOL, "shape": shape, "metrics": metrics}
     try:
         with tempfile.TemporaryDirectory(dir=".", prefix="prune-7b-") as temporary:
             work = Path(temporary).absolute()
             figures["gigabytes"] = make_checkpoint(shape, work / "dense") / 1e9
             figures["io_seconds"] = copy_seconds(work / "dense", work / "copy")
             for metric in METRICS:
-                metrics[metric] = prune(work / "dense", metric, f"--max-memory={MEMORY}")
+                metrics[metric] = prune(work / "dense", metric)
                 print(f"{metric}: {metrics[metric]['took']}", file=sys.stderr)
     finally:
         write_json(json, figures)  # after an error, the measurements before it
-    _print(figures, metrics)
+    _print(figures)
 
 
-def prune(checkpoint: Path, metric: str, option: str) -> dict[str, Any]:
+def prune(checkpoint: Path, metric: str) -> dict[str, Any]:
     """Prune with a cold page cache, remove the resulting files, and return the figures."""
     with tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder:
         out, log = Path(folder) / "out", Path(folder) / "log.txt"
         command = [sys.executable, "run_prune.py", f"--model={checkpoint}", f"--out={out}"]
-        command += [f"--metric={metric}", "--sparsity=0.5", "--dtype=float32", option]
+        command += [f"--metric={metric}", "--sparsity=0.5", "--dtype=float32"]
         command += [f"--{name}={value}" for name, value in PROTOCOL.items()]
         drop_cache(checkpoint)
-        took = measure(command, log)
-        return {"took": took, "sha256": _digest(out)}
+        return {"took": measure(command, log), "sha256": _digest(out)}
 
 
-def _print(figures: Mapping[str, Any], metrics: Mapping[str, dict[str, Any]]) -> None:
+def _print(figures: Mapping[str, Any]) -> None:
     io_seconds, rows = figures["io_seconds"], []
-    for metric, result in metrics.items():
+    for metric, result in figures["metrics"].items():
         took = result["took"]
         row = [f"{took['peak_gib']:.2f}", f"{took['peak_with_files_gib']:.2f}"]
         row += [f"{took['seconds']:.1f}", f"{took['seconds'] / io_seconds:.2f}"]
         rows.append([metric, *row, result["sha256"][:12]])
-    shape, protocol = figures["shape"], figures["protocol"]
+    shape = figures["shape"]
     title = (
-        f"{shape['layers']} blocks of {shape['hidden']} in bfloat16, limit {protocol['memory']}, "
-        f"{protocol['samples']} windows of {protocol['seqlen']} tokens; read and written once in "
+        f"{shape['layers']} blocks of {shape['hidden']} in bfloat16, limit {PROTOCOL['max-memory']}"
+        f", {PROTOCOL['samples']} windows of {PROTOCOL['seqlen']} tokens; read and written once in "
         f"{io_seconds:.1f} s"
     )
     show(title, ["metric", "GiB", "with files", "seconds", "of the disk's", "sha256"], rows)
@@ -104,8 +92,7 @@ def _print(figures: Mapping[str, Any], metrics: Mapping[str, dict[str, Any]]) ->
 def make_checkpoint(shape: Mapping[str, int], folder: Path) -> int:
     """Write an untied LLaMA of random bf16 weights into a new folder; return its bytes.
 
-    It has the same bytes each time. No two rows have the same scale, no two matrices the same
-    statistics, and the norms are 1. The tokenizer is the embedded model's.
+    It has the same bytes each time, and the embedded model's tokenizer.
     """
     config = LlamaConfig(
         hidden_size=shape["hidden"],
@@ -126,7 +113,7 @@ def make_checkpoint(shape: Mapping[str, int], folder: Path) -> int:
     config.save_pretrained(folder)
     load_tokenizer(EMBEDDED).save_pretrained(folder)
     plan = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD_BYTES)
-    generator = torch.Generator().manual_seed(PROTOCOL["seed"])
+    generator = torch.Generator().manual_seed(0)
     for file, names in plan.filename_to_tensors.items():
         tensors = {name: _random(empty[name].shape, generator) for name in names}
         save_file(tensors, folder / file, {"format": "pt"})
@@ -138,7 +125,10 @@ def make_checkpoint(shape: Mapping[str, int], folder: Path) -> int:
 
 
 def _random(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Return a bf16 matrix with a deviation of about `STD`, or ones for a norm."""
+    """Return a bf16 matrix with a deviation of about `STD`, or ones for a norm.
+
+    No two rows have the same scale, and no two matrices the same statistics.
+    """
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     scales = STD * (0.75 + 0.5 * torch.rand(shape[0], 1, generator=generator))
@@ -146,19 +136,12 @@ def _random(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator).mul_(scales).bfloat16()
 
 
-def measure(command: Sequence[str], log: Path, allowed: int = 0) -> dict[str, float]:
-    """Run a command in the project's root to its end and watch its memory.
+def measure(command: Sequence[str], log: Path) -> dict[str, float]:
+    """Run a command in the project's root, with its output in a log, and watch its memory.
 
-    Args:
-        log: File for its output.
-        allowed: An exit code that is no error, beside 0.
-
-    Returns:
-        Its exit code, its seconds, and two peaks in GiB: of anonymous and shared memory, which is
-        what it holds itself, and of resident memory, where mapped files count, too.
-
-    Raises:
-        RuntimeError: If its exit code is another; the message has the end of its output.
+    Returns its seconds, and two peaks in GiB: of anonymous and shared memory, which is what it
+    holds itself, and of resident memory, where mapped files count, too. Raises RuntimeError with
+    the end of its output if it fails.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     peak = peak_with_files = 0
@@ -172,14 +155,13 @@ def measure(command: Sequence[str], log: Path, allowed: int = 0) -> dict[str, fl
                 sizes = _memory_kib(process.pid)
                 peak = max(peak, sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0))
                 peak_with_files = max(peak_with_files, sizes.get("VmHWM", 0))
-                time.sleep(POLL_SECONDS)
+                time.sleep(0.02)
         finally:
             process.kill()
             process.wait()
-    if process.returncode not in (0, allowed):
+    if process.returncode:
         raise RuntimeError(f"code {process.returncode} of {command}: {log.read_text()[-2000:]}")
     return {
-        "code": process.returncode,
         "seconds": time.perf_counter() - began,
         "peak_gib": peak / 2**20,
         "peak_with_files_gib": peak_with_files / 2**20,

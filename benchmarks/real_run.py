@@ -20,9 +20,7 @@ from prunevolve.search.scale import scale_of
 class RealRun:
     """A run folder, which is read but never written to.
 
-    Args:
-        path: The folder.
-        overrides: Changes of its config, as `key.path=value`.
+    Overrides change its config, as `key.path=value`.
     """
 
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:

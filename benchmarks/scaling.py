@@ -6,14 +6,13 @@ A driver can feed as many workers as its work for an evaluation fits into the ti
 lag is too small for the longest evaluation, workers wait for its commit.
 """
 
-import hashlib
 import heapq
+import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 from unittest import mock
@@ -23,42 +22,26 @@ from rich.progress import track
 from tables import conditions, show, write_json
 
 from prunevolve import Record, evolve, read_config
-from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool.worker import Event, InProcess, Job, Loaded, Shared, Worker
 from prunevolve.search.records import Candidate, Outcome, Timing
 
 COLUMNS = ("busy", "driver_ms", "feeds", "candidates")
-LAG = 16
-"""The lag for each worker, as docs/CLUSTER.md says."""
-
-LOWEST, SPREAD = 0.9, 2.0
-"""Least and range of the made-up fitness."""
-
-LONG_FRACTION, LONG_FACTOR = 0.1, 10.0
-"""The fraction of long evaluations in an uneven mix, and how much longer they are."""
+LAG = 16  # for each worker, as docs/CLUSTER.md says
+LOWEST, HIGHEST = 0.9, 2.9  # made-up fitness
+LONG_FRACTION, LONG_FACTOR = 0.1, 10.0  # of evaluations in an uneven mix; how much longer they are
 
 
 @dataclass(frozen=True)
 class Case:
-    """A number of sleeping workers and their work.
-
-    Attributes:
-        seconds: Seconds per evaluation; if uneven, per short evaluation.
-        uneven: Whether one evaluation in ten takes ten times as long.
-    """
+    """A number of sleeping workers and their work."""
 
     workers: int
-    seconds: float
-    uneven: bool
+    seconds: float  # of an evaluation; if uneven, of a short one
+    uneven: bool  # whether one evaluation in ten takes ten times as long
 
     def __str__(self) -> str:
         return f"{self.workers} x {self.seconds:g} s, {'uneven' if self.uneven else 'even'}"
-
-    @property
-    def lag(self) -> int:
-        """The search's lag."""
-        return LAG * self.workers
 
     @property
     def longest(self) -> float:
@@ -67,8 +50,8 @@ class Case:
 
     def duration(self, candidate: Candidate) -> float:
         """Return how long an evaluation takes; it depends on the candidate alone."""
-        long = _fraction(str(candidate.index)) < LONG_FRACTION
-        return self.longest if long else self.seconds
+        is_long = random.Random(candidate.index).random() < LONG_FRACTION
+        return self.longest if is_long else self.seconds
 
 
 SIZES = ((16, 2.0), (64, 2.0), (256, 5.0), (1024, 20.0))
@@ -94,23 +77,20 @@ def main(
 
 
 class Sleepers(InProcess):
-    """A backend of workers that sleep; this process does what is not an evaluation.
-
-    Attributes:
-        spans: When each evaluation began and will end, on the monotonic clock.
-    """
+    """A backend of workers that sleep; this process does what is not an evaluation."""
 
     def __init__(self, experiment: Experiment, case: Case) -> None:
         super().__init__(experiment)
-        self._case, self._experiment = case, experiment
+        self._case = case
         self._ready: list[Event] = []
         self._loaded: tuple[object, Timing] = (None, {})
         self._asleep: list[tuple[float, int, Candidate]] = []
+        # When each evaluation began and will end, on the monotonic clock.
         self.spans: list[tuple[float, float]] = []
 
     def start(self, worker: int) -> None:
         """Start a worker; all are one evaluator."""
-        self._worker = self._worker or Worker(partial(Evaluator, self._experiment))
+        self._worker = self._worker or Worker(self._build)
 
     def give(self, worker: int, job: Job, shared: Shared) -> None:
         """Note when an evaluation will end; do anything else at once, and load only once."""
@@ -124,11 +104,10 @@ class Sleepers(InProcess):
                 self._loaded = result, timing
             self._ready.append((worker, result, timing))
         else:
-            candidate = job.candidate
             now = time.monotonic()
-            until = now + self._case.duration(candidate)
+            until = now + self._case.duration(job.candidate)
             self.spans.append((now, until))
-            heapq.heappush(self._asleep, (until, worker, candidate))
+            heapq.heappush(self._asleep, (until, worker, job.candidate))
 
     def events(self, seconds: float) -> Sequence[Event]:
         """Return what has ended by now, waiting at most so long for the first to end."""
@@ -143,15 +122,10 @@ class Sleepers(InProcess):
 
 def _made_up(candidate: Candidate) -> Outcome:
     """Return an outcome that depends on the candidate alone."""
-    fitness = LOWEST + SPREAD * _fraction(str(candidate.criterion))
+    fitness = random.Random(str(candidate.criterion)).uniform(LOWEST, HIGHEST)
     if candidate.limits and fitness > candidate.limits.entry:
         return Outcome("stopped", None, 512, f"rise {fitness:.4f}")
     return Outcome("evaluated", fitness, 8192)
-
-
-def _fraction(text: str) -> float:
-    """Return a number in [0, 1) that depends on a text alone."""
-    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16.0**12
 
 
 class Enough(Exception):
@@ -164,6 +138,7 @@ def _measure(
     """Search, and measure for some seconds once children have parents."""
     backends: list[Sleepers] = []
     marks: list[tuple[float, float, int]] = []  # time, seconds of processor, candidates
+    lag = LAG * case.workers
 
     @contextmanager
     def sleeping(experiment: Experiment, console: object) -> Iterator[Sleepers]:
@@ -171,13 +146,13 @@ def _measure(
         yield backends[0]
 
     def watch(record: Record) -> None:
-        if record.index > case.lag and (not marks or time.monotonic() > marks[0][0] + seconds):
+        if record.index > lag and (not marks or time.monotonic() > marks[0][0] + seconds):
             marks.append((time.monotonic(), time.process_time(), record.index))
             if len(marks) > 1:
                 raise Enough
 
     settings = [
-        *(f"search.lag={case.lag}", "search.candidates=1000000"),
+        *(f"search.lag={lag}", "search.candidates=1000000"),
         # An address, since as many workers would not fit this machine.
         *(f"ray.workers={case.workers}", "ray.address=auto"),
         *overrides,

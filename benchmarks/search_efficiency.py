@@ -35,15 +35,10 @@ from prunevolve.search.records import Candidate, Record
 
 @dataclass(frozen=True)
 class Variant:
-    """What is different from the shipped search.
+    """What is different from the shipped search."""
 
-    Attributes:
-        settings: Overrides of the config.
-        replaced: Constants and functions of the code with what is there instead.
-    """
-
-    settings: Sequence[str] = ()
-    replaced: Mapping[str, object] = field(default_factory=dict)
+    settings: Sequence[str] = ()  # overrides of the config
+    replaced: Mapping[str, object] = field(default_factory=dict)  # constants and functions by name
 
 
 def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
@@ -52,16 +47,17 @@ def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
     return str(criterion)
 
 
-def _first(state: State) -> Record | None:
+def _first(evolution: Evolution, state: State) -> Record | None:
     """Return the first candidate, W * G, from which all descents begin, each on other windows."""
     return next((record for record in state.hall_of_fame if record.index == 0), None)
 
 
-_BREEDING, _EVOLUTION = "prunevolve.search.breeding", "prunevolve.search.evolution"
-_NO_DESCENTS: Mapping[str, object] = {f"{_EVOLUTION}.DESCENTS": math.inf}
+_BREEDING = "prunevolve.search.breeding.variation"
+_FINGERPRINTS = "prunevolve.search.fingerprint.Fingerprints"
+_DESCENTS = "prunevolve.search.evolution.DESCENTS"
+_NO_DESCENTS: Mapping[str, object] = {_DESCENTS: math.inf}
 
-SHIPPED = "evolution"
-"""The variant that all others are compared with."""
+SHIPPED = "evolution"  # which all others are compared with
 
 VARIANTS: dict[str, Variant] = {
     SHIPPED: Variant(),
@@ -75,29 +71,16 @@ VARIANTS: dict[str, Variant] = {
         ]
     ),
     # As gplearn breeds: subtrees, node by node, of all operators and numbers.
-    "trees": Variant(
-        ["search.initial_depth=[2,4]"],
-        {f"{_BREEDING}.variation.Breeder.descends": False},
-    ),
+    "trees": Variant(["search.initial_depth=[2,4]"], {f"{_BREEDING}.Breeder.descends": False}),
     "no parsimony": Variant(replaced={"prunevolve.search.records.RESOLUTION": 1e-12}),
-    "no grown factors": Variant(replaced={f"{_BREEDING}.factors.GROWN": 0.0}),
-    "no simplification": Variant(
-        replaced={f"{_BREEDING}.variation.simplify": lambda criterion: criterion}
-    ),
-    "no equal masks": Variant(
-        replaced={"prunevolve.search.fingerprint.Fingerprints.fingerprint": _by_text}
-    ),
+    "no grown factors": Variant(replaced={"prunevolve.search.breeding.factors.GROWN": 0.0}),
+    "no simplification": Variant(replaced={f"{_BREEDING}.simplify": lambda criterion: criterion}),
+    "no equal masks": Variant(replaced={f"{_FINGERPRINTS}.fingerprint": _by_text}),
     "no descents": Variant(replaced=_NO_DESCENTS),
     "descents alone": Variant(
-        replaced={
-            f"{_EVOLUTION}.DESCENTS": 1,
-            f"{_EVOLUTION}.Evolution._start_of": lambda self, state: _first(state),
-        }
+        replaced={_DESCENTS: 1, "prunevolve.search.evolution.Evolution._start_of": _first}
     ),
-    **{
-        f"1 of {n} descends": Variant(replaced={f"{_EVOLUTION}.DESCENTS": n})
-        for n in (4, 8, 16, 32)
-    },
+    **{f"1 of {n} descends": Variant(replaced={_DESCENTS: n}) for n in (4, 8, 16, 32)},
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),
     **{f"lag of {lag}": Variant([f"search.lag={lag}"]) for lag in (0, 16, 64, 256)},
@@ -106,7 +89,6 @@ VARIANTS: dict[str, Variant] = {
 
 TARGETS = ("wanda", "snip", "directed-snip-wanda")
 """Named metrics, each in its own group, whose fitness is to be reached."""
-
 
 Trace = dict[str, Any]
 """One search: its best fitness and metric, how many candidates were bred, and more."""
@@ -146,8 +128,7 @@ def main(
                 traces[variant].append(_search(evaluator, marks, there, seconds, targets))
             figures = {"limit": f"{seconds:g} s", "targets": targets, "runs": traces}
             write_json(json, {**conditions(real.experiment.config.dtype), **figures})
-    experiment = real.experiment
-    what = f"{experiment.config.model}, {experiment.tasks[0].name}"
+    what = f"{real.experiment.config.model}, {real.experiment.tasks[0].name}"
     _print(f"{what}, {seconds:g} s each, {seeds} seeds", traces, targets)
 
 
@@ -166,14 +147,11 @@ def _search(
     limit: float,
     targets: Mapping[str, float],
 ) -> Trace:
-    """Search for so many seconds of processor time; return what came of it.
-
-    `reached` has the seconds until each named metric's fitness was reached.
-    """
+    """Search for so many seconds of processor time; return what came of it."""
     evaluator.experiment = experiment
     evolution = Evolution(experiment.breeder, marks, State())
     kinds, tokens, began = Counter[str](), 0, time.process_time()
-    reached: dict[str, float | None] = dict.fromkeys(targets)
+    reached: dict[str, float] = {}  # seconds until a named metric's fitness was reached
     # Each outcome is told at once, so that the next candidate can be bred.
     for candidate in evolution.ask():
         outcome = candidate.decided or evaluator.evaluate(candidate)
@@ -183,11 +161,10 @@ def _search(
         spent = time.process_time() - began
         best = evolution.state.best
         for name, fitness in targets.items():
-            if reached[name] is None and best and best.rank[0] <= fitness:
-                reached[name] = spent
+            if best and best.rank[0] <= fitness:
+                reached.setdefault(name, spent)
         if spent >= limit:
             break
-    best = evolution.state.best
     return {
         "best": best.rank[0] if best else math.inf,
         "candidates": evolution.state.committed,
@@ -207,7 +184,7 @@ def _print(title: str, traces: Mapping[str, list[Trace]], targets: Mapping[str, 
         for of in ("candidates", "evaluated", "tokens"):
             row.append(f"{statistics.median(run[of] for run in runs):.0f}")
         for name in targets:
-            spent = [math.inf if (s := run["reached"][name]) is None else s for run in runs]
+            spent = [run["reached"].get(name, math.inf) for run in runs]
             median = statistics.median(spent)
             text = f"{median:.0f}" if math.isfinite(median) else "not"
             row.append(f"{text} ({sum(map(math.isfinite, spent))} of {len(runs)})")

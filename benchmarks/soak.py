@@ -26,20 +26,17 @@ import psutil
 import typer
 from tables import ROOT, conditions, show, write_json
 
-END_SECONDS = 60.0
-"""Seconds in which workers must be gone after the driver ends."""
+from prunevolve.configs.schema import ROLES
 
-HEAD_CPUS, NODE_CPUS, MOST_NODES = 2, 1, 2
-"""Cores that the head and each further node declare, and the most further nodes."""
+END_SECONDS = 60.0  # in which workers must be gone after the driver ends
+MOST_NODES = 2  # besides the head
 
 KINDS = ("worker killed", "worker stopped", "node", "driver killed")
 """Kinds of fault. A round has each once, so a short search meets them all."""
 
 SMALL = [
-    *("calibration.windows=4", "calibration.length=64", "fitness.windows=4", "fitness.length=64"),
-    *("selection.windows=4", "selection.length=64", "report.windows=4", "report.length=64"),
-    *("search.stages=[1, 2]", "search.lag=16"),
-    *("search.population=16", "ray.wait_seconds=120"),
+    *(f"{role}.{setting}" for role in ROLES for setting in ("windows=4", "length=64")),
+    *("search.stages=[1, 2]", "search.lag=16", "search.population=16", "ray.wait_seconds=120"),
 ]
 
 
@@ -88,15 +85,11 @@ def main(
 
 
 class Driver:
-    """A search in its own process, which can be started, killed and resumed.
-
-    Attributes:
-        lines: Number of lines in the journal when the process was started.
-    """
+    """A search in its own process, which can be started, killed and resumed."""
 
     def __init__(self, out: Path, settings: Sequence[str]) -> None:
         self.journal, self.log = out / "journal.jsonl", out.with_suffix(".log")
-        self.lines = 0
+        self.lines = 0  # in the journal when the process was started
         self._out = out
         self._new = ["--out", str(out), *(f"--set={setting}" for setting in settings)]
         self.process: subprocess.Popen[bytes]
@@ -126,8 +119,7 @@ class Driver:
 class Nodes:
     """The nodes of a cluster on the loopback interface, three at first, and the processes on them.
 
-    Args:
-        folder: For Ray's files.
+    Ray's files are in a folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -143,7 +135,7 @@ class Nodes:
         }
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": HEAD_CPUS, "include_dashboard": False}
+        head = {"num_cpus": 2, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self._cluster.address)
         for _ in range(MOST_NODES):
@@ -151,7 +143,7 @@ class Nodes:
 
     def add(self) -> None:
         """Add a node."""
-        self._cluster.add_node(num_cpus=NODE_CPUS, include_dashboard=False)
+        self._cluster.add_node(num_cpus=1, include_dashboard=False)
 
     def change(self, rng: random.Random) -> str:
         """Add or remove a further node; return which."""
@@ -203,11 +195,7 @@ def _kill(processes: set[psutil.Process]) -> None:
 
 
 class Faults:
-    """Makes faults in rounds.
-
-    Attributes:
-        made: Counts by kind.
-    """
+    """Makes faults in rounds, and counts them by kind."""
 
     def __init__(self, nodes: Nodes, driver: Driver, rng: random.Random) -> None:
         self.nodes, self.driver, self.rng = nodes, driver, rng
@@ -218,12 +206,10 @@ class Faults:
         """Make the first planned fault that is possible now, if there is one."""
         self._planned = self._planned or self.rng.sample(KINDS, len(KINDS))
         workers = [p for p in self.nodes.workers() if p.status() != psutil.STATUS_STOPPED]
-        possible = {"node"}
-        if workers:
-            possible |= {"worker killed", "worker stopped"}
-        if self.driver.committed > self.driver.lines:  # else the search might make no progress
-            possible.add("driver killed")
-        kind = next((kind for kind in self._planned if kind in possible), None)
+        impossible = set() if workers else {"worker killed", "worker stopped"}
+        if self.driver.committed == self.driver.lines:  # the search might make no progress
+            impossible.add("driver killed")
+        kind = next((kind for kind in self._planned if kind not in impossible), None)
         if kind is None:
             return
         self._planned.remove(kind)

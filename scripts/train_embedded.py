@@ -28,6 +28,8 @@ from prunevolve.evaluation.text import load_text
 from prunevolve.evaluation.windows import Text
 
 VOCABULARY = 1024
+LAYERS = 4
+HIDDEN = 192
 WINDOW = 256  # tokens; evaluation windows are no longer, so that every position is trained
 BATCH = 8  # windows per step
 STEPS = 4000
@@ -37,27 +39,6 @@ PEAK_RATE = 3e-3
 WARMUP_STEPS = 100
 DROPOUT = 0.1
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
-CARD = """# The embedded model
-
-A LLaMA of {parameters:,} parameters ({layers} decoder blocks, hidden size {hidden}, tied
-embeddings) with a byte-level BPE tokenizer of {vocabulary:,} tokens. It is small enough to ship and
-good enough for pruning to matter. It is no use for anything else.
-
-- **Training text**: the training part of the corpus `embedded` (CPython's help topics,
-  {topic_tokens:,} tokens, a quarter of the windows) and the docstrings of the standard library
-  ({docstring_tokens:,} tokens, the rest), both of CPython {python}; sha256 `{sha256}`.
-  The tokenizer saw the training part only.
-- **Held out**: calibration, fitness, selection and report are other topics; no paragraph of theirs
-  is in the training text.
-- **Training**: {steps} steps of {batch} windows of {window} tokens, AdamW, peak rate {rate}, linear
-  decay, dropout {dropout}, bfloat16 autocast, seed {seed}; {minutes:.1f} minutes with {threads}
-  CPU thread(s), torch {torch}.
-- **Perplexity** (windows of {window} tokens, all of the part, weights rounded to float16 and
-  computed in float32): training part {training:.2f}, report part {report:.2f}.
-- **Again**: `make embedded`. The numbers move a little with the processor, and with CPython, whose
-  wording is the text.
-- **Licence**: the text is the Python Software Foundation's (PSF-2.0); the weights are MIT.
-"""
 
 
 def main(
@@ -73,37 +54,37 @@ def main(
     topics, others = load_text("embedded", "training"), docstrings(held_out_paragraphs())
     tokenizer = train_tokenizer(topics)
     model = build_model()
-    tokens = [
-        torch.tensor(tokenizer(text, verbose=False)["input_ids"]) for text in (topics, others)
-    ]
+    texts = (topics, others)
+    tokens = [torch.tensor(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
     started = time.perf_counter()
     train(model, *tokens)
     minutes = (time.perf_counter() - started) / 60
-    # The model in memory keeps the rounded weights, so that these are what is measured.
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    model.float()
-    card = CARD.format(
-        parameters=model.num_parameters(),
-        layers=model.config.num_hidden_layers,
-        hidden=model.config.hidden_size,
-        vocabulary=VOCABULARY,
-        topic_tokens=len(tokens[0]),
-        docstring_tokens=len(tokens[1]),
-        python=platform.python_version(),
-        sha256=hashlib.sha256((topics + others).encode()).hexdigest(),
-        steps=STEPS,
-        batch=BATCH,
-        window=WINDOW,
-        rate=PEAK_RATE,
-        dropout=DROPOUT,
-        seed=SEED,
-        minutes=minutes,
-        threads=threads,
-        torch=torch.__version__,
-        training=perplexity(model, tokenizer, "training"),
-        report=perplexity(model, tokenizer, "report"),
-    )
+    model.float()  # keeps the rounded weights, so that these are what is measured
+    digest = hashlib.sha256((topics + others).encode()).hexdigest()
+    training, report = (perplexity(model, tokenizer, part) for part in ("training", "report"))
+    card = f"""# The embedded model
+
+A LLaMA of {model.num_parameters():,} parameters ({LAYERS} decoder blocks, hidden size {HIDDEN},
+tied embeddings) with a byte-level BPE tokenizer of {VOCABULARY:,} tokens. It is small enough to
+ship and good enough for pruning to matter. It is no use for anything else.
+
+- **Training text**: the training part of the corpus `embedded` (CPython's help topics,
+  {len(tokens[0]):,} tokens, a quarter of the windows) and the docstrings of the standard library
+  ({len(tokens[1]):,} tokens, the rest), both of CPython {platform.python_version()}; sha256
+  `{digest}`. The tokenizer saw the training part only.
+- **Held out**: calibration, fitness, selection and report are other topics; no paragraph of theirs
+  is in the training text.
+- **Training**: {STEPS} steps of {BATCH} windows of {WINDOW} tokens, AdamW, peak rate {PEAK_RATE},
+  linear decay, dropout {DROPOUT}, bfloat16 autocast, seed {SEED}; {minutes:.1f} minutes with
+  {threads} CPU thread(s), torch {torch.__version__}.
+- **Perplexity** (windows of {WINDOW} tokens, all of the part, weights rounded to float16 and
+  computed in float32): training part {training:.2f}, report part {report:.2f}.
+- **Again**: `make embedded`. The numbers move a little with the processor, and with CPython, whose
+  wording is the text.
+- **Licence**: the text is the Python Software Foundation's (PSF-2.0); the weights are MIT.
+"""
     (out / "README.md").write_text(card)
     print(card)
 
@@ -118,17 +99,12 @@ def held_out_paragraphs() -> set[str]:
 def docstrings(excluded: set[str]) -> str:
     """Return the distinct paragraphs of the standard library's docstrings, in order of file."""
     library = Path(sysconfig.get_path("stdlib"))
-    seen = set(excluded)
-    paragraphs = []
+    found: dict[str, str] = {}
     for path in sorted(library.rglob("*.py")):
-        if NOT_LIBRARY & set(path.relative_to(library).parts):
-            continue
-        for paragraph in "\n\n".join(_docstrings_of(path)).split("\n\n"):
-            words = " ".join(paragraph.split())
-            if words and words not in seen:
-                seen.add(words)
-                paragraphs.append(paragraph)
-    return "\n\n".join(paragraphs)
+        if NOT_LIBRARY.isdisjoint(path.relative_to(library).parts):
+            for paragraph in "\n\n".join(_docstrings_of(path)).split("\n\n"):
+                found.setdefault(" ".join(paragraph.split()), paragraph)
+    return "\n\n".join(found[words] for words in found if words and words not in excluded)
 
 
 def _docstrings_of(path: Path) -> Iterator[str]:
@@ -162,9 +138,9 @@ def build_model() -> LlamaForCausalLM:
     """Return the untrained model, which takes less than 4 MB at 2 bytes per weight."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=192,
+        hidden_size=HIDDEN,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=LAYERS,
         num_attention_heads=6,
         max_position_embeddings=512,
         tie_word_embeddings=True,
@@ -183,7 +159,7 @@ def train(model: LlamaForCausalLM, topics: Tensor, others: Tensor) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / STEPS)
     )
-    hooks = add_dropout(model)
+    add_dropout(model)
     model.train()
     started = time.perf_counter()
     for step, batch in enumerate(random_batches(topics, others), start=1):
@@ -197,8 +173,6 @@ def train(model: LlamaForCausalLM, topics: Tensor, others: Tensor) -> None:
         if step % 100 == 0:
             seconds = time.perf_counter() - started
             print(f"step {step}/{STEPS}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
-    for hook in hooks:
-        hook.remove()
     model.eval()
 
 
@@ -214,17 +188,15 @@ def random_batches(topics: Tensor, others: Tensor) -> Iterator[Tensor]:
         yield torch.stack(rows)
 
 
-def add_dropout(model: LlamaForCausalLM) -> list[torch.utils.hooks.RemovableHandle]:
+def add_dropout(model: LlamaForCausalLM) -> None:
     """Add dropout to the outputs of attention and MLP while training; LLaMA has no such setting."""
 
     def drop(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return F.dropout(output, DROPOUT, module.training)
 
-    return [
-        module.register_forward_hook(drop)
-        for name, module in model.named_modules()
-        if name.endswith(("o_proj", "down_proj"))
-    ]
+    for name, module in model.named_modules():
+        if name.endswith(("o_proj", "down_proj")):
+            module.register_forward_hook(drop)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from prunevolve.pruning.parse import resolve_metric
 from prunevolve.pruning.passes import Pass, passes_of
 from prunevolve.pruning.run.job import procedure_of
 from prunevolve.pruning.run.options import Request, read_recipe
-from prunevolve.pruning.statistics import TERMINALS, Terminal
+from prunevolve.pruning.statistics import TERMINALS
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE, METRICS = ROOT / "docs/ARCHITECTURE.md", ROOT / "docs/METRICS.md"
@@ -27,7 +27,7 @@ _MARKED = re.compile(r"(<!-- made by scripts/\w+\.py: (\w+) -->\n).*?(<!-- end -
 def main() -> None:
     """Write the files that are out of date."""
     for path, text in generated().items():
-        if read(path) != text:
+        if path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             print(f"{path.relative_to(ROOT)} written")
 
@@ -35,8 +35,8 @@ def main() -> None:
 def generated() -> dict[Path, str]:
     """Return the whole text of each file, as generated from code."""
     return {
-        ARCHITECTURE: with_parts(read(ARCHITECTURE), {"passes": _passes()}),
-        METRICS: with_parts(read(METRICS), lists()),
+        ARCHITECTURE: with_parts(ARCHITECTURE, {"passes": _passes()}),
+        METRICS: with_parts(METRICS, lists()),
         SCHEMA: json.dumps(_config_schema(), indent=2) + "\n",
     }
 
@@ -54,26 +54,19 @@ def _config_schema() -> dict[str, object]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def read(path: Path) -> str:
-    """Return a file's text, which is empty if there is no file."""
-    return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def with_parts(text: str, parts: Mapping[str, str]) -> str:
-    """Return a text with each part inserted between its two markers.
-
-    Raises:
-        KeyError: If a marker names no part.
-    """
+def with_parts(path: Path, parts: Mapping[str, str]) -> str:
+    """Return a file's text with each part inserted between its two markers."""
+    text = path.read_text(encoding="utf-8")
     return _MARKED.sub(lambda match: match[1] + parts[match[2]] + match[3], text)
 
 
 def lists() -> dict[str, str]:
     """Return the lists by the names in their markers."""
+    groups = {name: " ".join((inspect.getdoc(group_of(name)) or "").split()) for name in GROUPS}
     return {
-        "terminals": _list(map(_terminal, TERMINALS.items())),
+        "terminals": _list(_terminals()),
         "operators": _list(_operators()),
-        "groups": _list(f"`{name}`: {_doc(group_of(name))}" for name in GROUPS),
+        "groups": _list(f"`{name}`: {doc}" for name, doc in groups.items()),
         "named": _list(
             f"`{name}` ({row.group}): `{Metric.parse(row.text).infix}`. {row.source}"
             for name, row in NAMED.items()
@@ -87,8 +80,8 @@ REQUESTS = ("--metric wanda", "--metric pruner-zero", "--recipe fast", "--recipe
 
 def _passes() -> str:
     """Return a table of the passes that typical requests take."""
-    rows = [(f"`{request}`", "<br>".join(map(str, passes(request)))) for request in REQUESTS]
-    return _table(("request", "passes"), rows)
+    rows = [f"| `{x}` | {'<br>'.join(map(str, passes(x)))} |\n" for x in REQUESTS]
+    return "".join(["| request | passes |\n|---|---|\n", *rows])
 
 
 def passes(words: str) -> tuple[Pass, ...]:
@@ -105,11 +98,11 @@ def _list(items: Iterable[str]) -> str:
     return "".join(f"- {item}\n" for item in items)
 
 
-def _terminal(item: tuple[str, Terminal]) -> str:
-    name, terminal = item
-    rows, columns = terminal.shape.by_row, terminal.shape.by_column
-    shape = f"({'out' if rows else 1}, {'in' if columns else 1})"
-    return f"`{name}`, `{shape}`, {terminal.units}: {terminal.meaning}"
+def _terminals() -> Iterator[str]:
+    for name, terminal in TERMINALS.items():
+        by_row, by_column = terminal.shape
+        shape = f"({'out' if by_row else 1}, {'in' if by_column else 1})"
+        yield f"`{name}`, `{shape}`, {terminal.units}: {terminal.meaning}"
 
 
 def _operators() -> Iterator[str]:
@@ -119,16 +112,6 @@ def _operators() -> Iterator[str]:
             yield f"`{name}`, `col{name[3:]}`: {operator.meaning}, the outputs"
         elif not name.startswith("col"):
             yield f"`{name}`: {operator.meaning}"
-
-
-def _doc(group: object) -> str:
-    return " ".join((inspect.getdoc(group) or "").split())
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells).replace("| --- ", "|---")
 
 
 if __name__ == "__main__":
