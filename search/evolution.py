@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from prunevolve.configs.schema import Search
 from prunevolve.pruning.json_file import JsonObject
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search.breeding.product import can_descend
@@ -82,16 +83,13 @@ class State:
         """
         try:
             records = journal[: content["committed"]]
-            population, hall_of_fame = (
-                tuple(records[index] for index in content[key])
-                for key in ("population", "hall_of_fame")
-            )
+            population = tuple(records[index] for index in content["population"])
         except (LookupError, TypeError) as error:
             raise ValueError(f"it is damaged or from another version: {error!r}") from error
-        fits = len(records) == content["committed"] and hall_of_fame == best_of_each_size(records)
-        if content["schema"] != SCHEMA or not fits:
+        state = State(len(records), population, best_of_each_size(records))
+        if state.to_checkpoint() != content:
             raise ValueError("it does not fit the journal")
-        return State(len(records), population, hall_of_fame)
+        return state
 
 
 def best_of_each_size(records: Iterable[Record]) -> tuple[Record, ...]:
@@ -122,10 +120,7 @@ class Evolution:
         self._committed = start.committed
         for record in records:
             self._remember(record.candidate)
-            if record.index >= start.committed:
-                self._commit(record)
-            else:
-                self._mark(record)
+            self._commit(record)
         self._bred = self._committed
         self._waiting: dict[int, Candidate] = {}
         self._arrived: dict[int, Outcome] = {}
@@ -197,52 +192,49 @@ class Evolution:
         return min(among, key=lambda member: member.rank, default=None)
 
     def _commit(self, record: Record) -> None:
-        self._mark(record)
-        state = self.state.commit(record, self.search)
-        self._committed = state.committed
-        self._states[self._committed] = state
-        self._states.pop(self._committed - self.search.lag - 1, None)
-
-    def _mark(self, record: Record) -> None:
+        """Add a record to the state, unless it is one of those that the search started after."""
         if record.outcome.tuned and record.candidate.fingerprint:
             self._led_to.setdefault(record.candidate.fingerprint, record.index)
+        if record.index >= self._committed:
+            state = self.state.commit(record, self.search)
+            self._committed = state.committed
+            self._states[self._committed] = state
+            self._states.pop(self._committed - self.search.lag - 1, None)
 
     def _decide(self, candidate: Candidate, state: State) -> Candidate:
         """Add the fingerprint, and the outcome if it needs no evaluation."""
-        text = str(candidate.criterion)
-        if text in self._firsts:
-            return replace(candidate, decided=_duplicate("text", self._firsts[text]))
-        try:
-            fingerprint = self.fingerprints.fingerprint(candidate.criterion)
-        except DegenerateScores as error:
-            return replace(candidate, decided=Outcome("degenerate", reason=str(error)))
-        first = self._first(fingerprint, candidate.index, state.committed)
-        same = None if first is None else _duplicate("mask", first)
-        return replace(candidate, fingerprint=fingerprint, decided=same)
+        criterion, index = candidate.criterion, candidate.index
+        if (first := self._firsts.get(str(criterion))) is not None:
+            return replace(candidate, decided=Outcome("duplicate", reason=f"same text as {first}"))
+        fingerprint, decided = self._fingerprinted(criterion, index, state.committed)
+        return replace(candidate, fingerprint=fingerprint, decided=decided)
 
     def _marked(self, record: Record) -> Record:
         """Return what a descent led to with its fingerprint; the mask may be known."""
-        outcome, index = record.outcome, record.index
-        try:
-            fingerprint = self.fingerprints.fingerprint(record.criterion)
-        except DegenerateScores as error:
-            outcome = replace(outcome, kind="degenerate", fitness=None, reason=str(error))
-            return replace(record, outcome=outcome)
-        first = self._first(fingerprint, index, index)
-        if first is not None:
-            same = _duplicate("mask", first)
-            outcome = replace(same, tokens=outcome.tokens, tuned=outcome.tuned)
+        index, outcome = record.index, record.outcome
+        fingerprint, decided = self._fingerprinted(record.criterion, index, index)
+        if decided:
+            outcome = replace(outcome, kind=decided.kind, fitness=None, reason=decided.reason)
         return Record(replace(record.candidate, fingerprint=fingerprint), outcome)
 
-    def _first(self, fingerprint: str, index: int, committed: int) -> int | None:
-        """Return the first of a fingerprint among those bred before an index, and the descents
+    def _fingerprinted(
+        self, criterion: Criterion, index: int, committed: int
+    ) -> tuple[str | None, Outcome | None]:
+        """Return a criterion's fingerprint, and the outcome if that decides it.
+
+        Its mask is compared with those of candidates bred before an index, and of descents
         committed by then, so that it does not matter how many others are by now.
         """
-        firsts = (self._firsts.get(fingerprint, index), self._led_to.get(fingerprint, committed))
-        known = [
-            first for first, end in zip(firsts, (index, committed), strict=True) if first < end
-        ]
-        return min(known, default=None)
+        try:
+            fingerprint = self.fingerprints.fingerprint(criterion)
+        except DegenerateScores as error:
+            return None, Outcome("degenerate", reason=str(error))
+        bred = self._firsts.get(fingerprint, index)
+        led_to = self._led_to.get(fingerprint, committed)
+        known = [first for first, end in ((bred, index), (led_to, committed)) if first < end]
+        if not known:
+            return fingerprint, None
+        return fingerprint, Outcome("duplicate", reason=f"same mask as {min(known)}")
 
     def _remember(self, candidate: Candidate) -> None:
         if candidate.origin == "descent":
@@ -250,7 +242,3 @@ class Evolution:
             return
         for key in filter(None, (str(candidate.criterion), candidate.fingerprint)):
             self._firsts.setdefault(key, candidate.index)
-
-
-def _duplicate(what: str, first: int) -> Outcome:
-    return Outcome("duplicate", reason=f"same {what} as {first}")

@@ -17,7 +17,7 @@ from statistics import fmean
 from rich.console import Console
 
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.metric import Metric
+from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.search.breeding.factors import MAX_FACTORS
 from prunevolve.search.breeding.product import can_descend, factors_of
 from prunevolve.search.experiment import Experiment
@@ -86,18 +86,18 @@ def choose(
     """
     judge = _Judge(experiment, pool)
     best_rank, _ = candidates[0].rank
-    near_best = [record for record in candidates if _is_close(record.rank[0], best_rank)]
+    near_best = [record for record in candidates if _is_near(record.rank[0], best_rank, CLOSE)]
     finalists = [Finalist(str(record.index), record) for record in near_best]
-    criteria = [finalist.record.criterion for finalist in finalists]
-    more = [before] if before and before.record.criterion not in criteria else []
-    measured = judge.measured("finalists", [*finalists, *more], keep=before)
+    was = before.record.criterion if before else None
+    more = [before] if before and was not in [record.criterion for record in near_best] else []
+    measured = judge.measured("finalists", [*finalists, *more], keep=was)
     if not measured:
         console.print("no finalist can prune all models of the selection: the fittest is taken")
         return Choice(finalists[0])
     measured.sort(key=lambda x: x.fitness)
     whole = [x for x in measured if "-" not in x.name and can_descend(x.record.criterion.metric)]
     leaders = whole[:1] if experiment.breeder.descends else []
-    steps = judge.path(leaders)
+    steps = judge.path(leaders[0].record) if leaders else []
     # The winner before may be a step again, or its candidate be shortened in another way now.
     names, again = {x.name for x in steps}, {x.record.criterion for x in steps}
     others = [x for x in measured if x.record.criterion not in again]
@@ -105,10 +105,10 @@ def choose(
     standings = sorted([*others, *steps], key=lambda x: x.fitness)
     short = [x for x in standings if x.factors <= MAX_FACTORS] or standings
     best = short[0]
-    near = [x for x in short if x.fitness - best.fitness <= WORSE * abs(best.fitness)]
+    near = [x for x in short if _is_near(x.fitness, best.fitness, WORSE)]
     good = [x for x in near if judge.difference(x, best).is_small]
-    if before and (was := [x for x in standings if x.record.criterion == before.record.criterion]):
-        good = [x for x in good if x.fitness <= was[0].fitness] or was
+    if winner_before := [x for x in standings if x.record.criterion == was]:
+        good = [x for x in good if x.fitness <= winner_before[0].fitness] or winner_before
     winner = min(good, key=lambda x: (x.factors, x.fitness))
 
     def row(finalist: Finalist) -> JsonObject:
@@ -128,59 +128,51 @@ class _Judge:
         self._also = yardsticks_of(experiment, pool.scale, "selection")
 
     def measured(
-        self, stage: str, finalists: Sequence[Finalist], keep: Finalist | None = None
+        self, stage: str, finalists: Sequence[Finalist], keep: Criterion | None = None
     ) -> list[Finalist]:
         """Return those of some finalists that can prune all models, with what they have there.
 
         One that is clearly worse than the best on the fitness texts goes no further, unless it is
         to be kept.
         """
-        on_fitness = self._able(stage, "fitness", finalists)
-        values = [self._pool.scale.fitness(losses) for _, losses in on_fitness]
-        self._best = min([self._best, *values])
-        close = []
-        for (x, losses), fitness in zip(on_fitness, values, strict=True):
-            is_kept = keep and x.record.criterion == keep.record.criterion
-            if is_kept or _is_close(fitness, self._best):
-                outcome = replace(x.record.outcome, fitness=fitness)
-                record = Record(x.record.candidate, outcome)
-                close.append(replace(x, record=record, losses=[losses]))
-        on_selection = self._able(stage, "selection", close)
+        able = []
+        for x in self._able(stage, "fitness", finalists):
+            outcome = replace(x.record.outcome, fitness=self._pool.scale.fitness(x.losses[0]))
+            able.append(replace(x, record=Record(x.record.candidate, outcome)))
+        self._best = min([self._best, *(x.record.rank[0] for x in able)])
+        close = [
+            x
+            for x in able
+            if x.record.criterion == keep or _is_near(x.record.rank[0], self._best, CLOSE)
+        ]
+        able = self._able(stage, "selection", close)
         scale = scale_of(self._experiment, "selection", self._pool.measured)
         self._scales = [self._pool.scale, scale]
-        return [
-            replace(x, selection=scale.fitness(losses), losses=[*x.losses, losses])
-            for x, losses in on_selection
-        ]
+        return [replace(x, selection=scale.fitness(x.losses[1])) for x in able]
 
-    def _able(
-        self, stage: str, role: str, finalists: Sequence[Finalist]
-    ) -> list[tuple[Finalist, ByTask]]:
-        """Return those that can prune all models, with their losses on one of the texts."""
+    def _able(self, stage: str, role: str, finalists: Sequence[Finalist]) -> list[Finalist]:
+        """Return those that can prune all models, with their losses on one more of the texts."""
         experiment = self._experiment
         tasks = experiment.tasks_of(role)
         wanted = [(task, role, x.record.criterion) for x in finalists for task in tasks]
         # Measured with them, so that all workers have something to do.
         measured = self._pool.losses(f"{stage} on the {role} texts", [*self._also, *wanted])
-        able = []
-        for x in finalists:
-            if losses := losses_by_task(experiment, role, x.record.criterion, measured):
-                able.append((x, losses))
-        return able
+        return [
+            replace(x, losses=[*x.losses, losses])
+            for x in finalists
+            if (losses := losses_by_task(experiment, role, x.record.criterion, measured))
+        ]
 
-    def path(self, leaders: Sequence[Finalist]) -> list[Finalist]:
-        """Return leaders with ever fewer factors, as far as these can prune and are close.
+    def path(self, leader: Record) -> list[Finalist]:
+        """Return a leader with ever fewer factors, as far as these can prune and are close.
 
         What still has more than `MAX_FACTORS` factors cannot win, and is not measured.
         """
         steps = []
-        paths = self._pool.shorter("leaving out factors", [leader.record for leader in leaders])
-        for leader, path in zip(leaders, paths, strict=True):
-            record = leader.record
-            for number, (criterion, left_out) in enumerate(path, 1):
-                outcome = replace(record.outcome, tuned=criterion)
-                shorter = Record(record.candidate, outcome)
-                steps.append(Finalist(f"{record.index}-{number}", shorter, left_out=left_out))
+        (path,) = self._pool.shorter("leaving out factors", [leader])
+        for number, (criterion, left_out) in enumerate(path, 1):
+            shorter = Record(leader.candidate, replace(leader.outcome, tuned=criterion))
+            steps.append(Finalist(f"{leader.index}-{number}", shorter, left_out=left_out))
         few = [step for step in steps if step.factors <= MAX_FACTORS]
         return self.measured("fewer factors", few)
 
@@ -205,9 +197,9 @@ class _Judge:
         return Difference(mean, math.hypot(*between_windows, _error_between(list(parts.values()))))
 
 
-def _is_close(fitness: float, best: float) -> bool:
-    """Whether a fitness on the fitness texts is good enough to go on."""
-    return fitness - best <= CLOSE * abs(best)
+def _is_near(fitness: float, best: float, share: float) -> bool:
+    """Whether a fitness is worse than the best by at most a share of that."""
+    return fitness - best <= share * abs(best)
 
 
 def _error_between(parts: Sequence[Sequence[tuple[float, float]]]) -> float:
