@@ -175,9 +175,9 @@ def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) 
 
 def calibration_texts(request: Request, seqlen: int) -> tuple[Text, ...]:
     """Return the texts for the statistics."""
-    layout = request.samples, seqlen, request.seed, request.bos, request.by_document
+    samples, seed, bos = request.samples, request.seed, request.bos
     texts = [
-        Text(corpus, split, *layout)
+        Text(corpus, split, samples, seqlen, seed, bos, request.by_document)
         for corpus, split in sources("", request.corpus, request.split, request.share)
     ]
     return share_windows(texts, request.share or [1.0] * len(texts))
