@@ -20,7 +20,8 @@ _QUERIES = 64  # in a block: few enough that its scores of all heads stay in the
 
 def use_blocked_attention(model: PreTrainedModel) -> None:
     """Make a model that uses torch's attention compute it in blocks where that is better."""
-    if model.config._attn_implementation == "sdpa":
+    # The latter was set in the process that sent the model to this one.
+    if model.config._attn_implementation in ("sdpa", NAME):
         AttentionInterface.register(NAME, _attention_forward)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         # torch's kernels have no cap on the scores: transformers 5.6 leaves out Gemma 2's, unsaid.

@@ -11,16 +11,15 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import PreTrainedModel
 
 from prunevolve.evaluation.perplexity import perplexity, window_losses
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.models import DTYPES, linear_layers, load_model, skeleton
+from prunevolve.pruning.models import linear_layers, load_model
 from prunevolve.pruning.operators import MATRIX
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import collect, prune
@@ -40,33 +39,20 @@ SLACK = 0.2
 fraction over the square root of n."""
 
 
-class Weights(NamedTuple):
-    """A model that is sent to workers, as plain values."""
-
-    config: Mapping[str, object]  # as transformers writes it
-    tensors: Mapping[str, Tensor]  # parameters and buffers by name, tied ones once
-
-
 class Resident:
     """One loaded model with a master copy of its dense weights and its token windows.
 
     Its tasks share a formula's scores. With low memory matrices of statistics are bfloat16, and
-    scores are computed anew each time. Given weights are shared with other workers on this node.
+    scores are computed anew each time. A given model's weights are shared with other workers here.
     """
 
-    def __init__(self, experiment: Experiment, number: int, weights: Weights | None) -> None:
+    def __init__(self, experiment: Experiment, number: int, given: PreTrainedModel | None) -> None:
         self.subject = subject = experiment.subjects[number]
         self.tokens, self._device = subject.tokens, experiment.device
         self._low_memory = experiment.config.low_memory
         self._tasks = experiment.subject_of.count(number)
         self.statistics: dict[str, Tensor] = {}
-        if weights:
-            model = skeleton(AutoConfig.for_model(**weights.config), DTYPES[subject.dtype])
-            model.load_state_dict(weights.tensors, strict=False, assign=True)
-            model.tie_weights()
-            model.to(self._device)
-        else:
-            model = load_model(subject.model, subject.dtype, self._device)
+        model = given or load_model(subject.model, subject.dtype, self._device)
         self.store = ResidentStore(model.requires_grad_(False))
         # The loaded weights themselves: on the CPU the node's workers share them, in the object
         # store or through the mapped file, and pruning replaces the model's weights.
@@ -155,14 +141,14 @@ class Resident:
 
 
 class Evaluator:
-    """Resident models, loaded unless weights are given, that evaluate one candidate at a time."""
+    """Resident models, loaded unless they are given, that evaluate one candidate at a time."""
 
-    def __init__(self, experiment: Experiment, weights: Sequence[Weights | None] = ()) -> None:
+    def __init__(self, experiment: Experiment, models: Sequence[PreTrainedModel] = ()) -> None:
         torch.set_num_threads(experiment.config.ray.cpus_per_worker)
         keep_freed_memory()
         self.experiment = experiment
-        models = enumerate(weights or [None] * len(experiment.subjects))
-        self.residents = [Resident(experiment, number, given) for number, given in models]
+        of_subjects = enumerate(models or [None] * len(experiment.subjects))
+        self.residents = [Resident(experiment, number, given) for number, given in of_subjects]
         self.scale: Scale  # set before the first candidate
 
     def collect_statistics(self, subject: int) -> dict[str, Tensor]:

@@ -175,7 +175,7 @@ def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
             # Not imported before: it imports Ray, which reads the environment then.
             from prunevolve.search.pool.on_ray import RayBackend
 
-            backend = stack.enter_context(RayBackend(head, experiment))
+            backend = stack.enter_context(RayBackend.opened(head, experiment))
         # The workers need the cores: on several threads the driver would wait for its own.
         torch.set_num_threads(1)
         yield backend

@@ -9,13 +9,12 @@ import secrets
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from shutil import rmtree
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from prunevolve.configs.schema import Ray
 from prunevolve.search.pool import guard
@@ -50,27 +49,23 @@ def connected(config: Ray) -> Iterator[str]:
         with _environment(settings), _joined(head):
             yield head
         return
-    # A local Ray listens only on loopback, with its own token, in a private folder.
-    # Its sockets' paths must be short.
-    folder = Path(tempfile.mkdtemp(prefix=f"prunevolve-{os.getpid()}-", dir="/tmp"))
-    sweeper = guard.start_sweeper(folder)
-    options = {
-        "num_cpus": max(os.cpu_count() or 1, config.cpus_per_worker * (config.workers or 1)),
-        "_temp_dir": str(folder / "r"),  # Ray makes it world-accessible, not the folder around it
-        "include_dashboard": False,
-    }
     # Others' addresses, RAY_ADDRESS and the like, are dropped; settings, in lower case, stay.
     kept = {k: v for k, v in os.environ.items() if not re.match("RAY_[A-Z]", k)}
-    try:
-        with (
-            _environment(_LOCAL_SETTINGS | kept | SETTINGS | _own_token()),
-            _joined(LOCAL, **options),
-        ):
-            yield LOCAL
-    finally:
-        rmtree(folder, ignore_errors=True)
-        if sweeper.stdin:
-            sweeper.stdin.close()
+    # A local Ray listens only on loopback, with its own token, in a private folder.
+    # Its sockets' paths must be short.
+    prefix = f"prunevolve-{os.getpid()}-"
+    with (
+        TemporaryDirectory(prefix=prefix, dir="/tmp", ignore_cleanup_errors=True) as folder,
+        guard.start_sweeper(folder),
+        _environment(_LOCAL_SETTINGS | kept | SETTINGS | _own_token()),
+        _joined(
+            LOCAL,
+            num_cpus=max(os.cpu_count() or 1, config.cpus_per_worker * (config.workers or 1)),
+            _temp_dir=f"{folder}/r",  # Ray makes it world-accessible, not the folder around it
+            include_dashboard=False,
+        ),
+    ):
+        yield LOCAL
 
 
 @cache
@@ -100,9 +95,9 @@ def _joined(address: str, **options: object) -> Iterator[None]:
 
     if ray.is_initialized():
         raise ValueError("this process is connected to Ray already: call ray.shutdown() first")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handler = signal.getsignal(signal.SIGTERM)
     guard.tell("joins")
-    with tempfile.TemporaryFile() as log:
+    with TemporaryFile() as log:
         try:
             with _standard_error_to(log.fileno()):
                 ray.init(address, log_to_driver=False, logging_level="critical", **options)
@@ -112,8 +107,7 @@ def _joined(address: str, **options: object) -> Iterator[None]:
             log.seek(0)
             raise ValueError(_refusal(address, f"{log.read().decode()}\n{error}")) from error
     if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)  # Ray has set its own
+        signal.signal(signal.SIGTERM, handler)  # Ray has set its own
     try:
         yield
     finally:

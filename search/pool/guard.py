@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
+from typing import IO
 
 # Without a word for so long, once it began to speak, or to join Ray, the driver is given up.
 SILENCE_SECONDS, _JOIN_SECONDS = 20.0, 60.0
@@ -33,29 +34,26 @@ _to_guard: int | None = None  # in the driver, if there is a guard
 def around(drive: Callable[[], object]) -> None:
     """Run a function that ends in SystemExit in a child process; exit as it does."""
     sent: list[int] = []
-    driver: list[int] = []
+    read, write = os.pipe()
+    guard = os.getpid()
+    sys.stdout.flush()
+    # Signals wait until each process knows what to do with them.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    driver = os.fork()
 
     def forward(number: int, frame: object) -> None:
         sent.append(number)
         with suppress(ProcessLookupError):
-            for process in driver:
-                os.kill(process, number if len(sent) == 1 else signal.SIGKILL)
+            os.kill(driver, number if len(sent) == 1 else signal.SIGKILL)
 
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, forward)
-    read, write = os.pipe()
-    guard = os.getpid()
-    sys.stdout.flush()
-    if process := os.fork():
-        driver.append(process)
-        if sent:  # before its number was known
-            os.kill(process, sent[0])
+    for number in _SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            # Until the driver listens itself, it ends without a word.
+            signal.signal(number, forward if driver else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if driver:
         os.close(write)
-        sys.exit(_watch(process, read, sent))
-    for number, handler in before.items():  # until it listens itself, it ends without a word
-        signal.signal(number, signal.SIG_IGN if handler == signal.SIG_IGN else signal.SIG_DFL)
+        sys.exit(_watch(driver, read, sent))
     os.close(read)
     os.setsid()  # a terminal's Ctrl-C must not reach Ray's processes
     with suppress(AttributeError):  # not on Linux
@@ -67,10 +65,10 @@ def around(drive: Callable[[], object]) -> None:
     try:
         drive()
     except SystemExit as end:
+        from prunevolve.command_line import leave  # not before a signal can be handed on
+
         tell(f"exit {end.code or 0}")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(end.code or 0))  # as `command_line.leave`
+        leave(end)
 
 
 def tell(word: str) -> None:
@@ -86,29 +84,27 @@ def tell(word: str) -> None:
 
 def _watch(driver: int, read: int, sent: list[int]) -> int:
     """Wait for the end of the driver, which was sent some signals; return the exit code."""
-    way_on, code, silent, on_ray = "", None, -math.inf, False
+    told: dict[str, str] = {}
+    patience = math.inf  # seconds until the next word must come
     while True:
         # Counted in waits: the clock runs on while this process is suspended.
         if not select.select([read], [], [], 1.0)[0]:
-            silent += 1.0
-            if silent >= SILENCE_SECONDS:
+            patience -= 1.0
+            if patience <= 0:
                 os.kill(driver, signal.SIGKILL)
             continue
         if not (words := os.read(read, 1 << 16).decode().split("\n")[:-1]):
             break  # the driver has ended
         for word in words:
             kind, _, rest = word.partition(" ")
-            if kind == "exit":
-                code = int(rest)
-            elif kind == "resume":
-                way_on = rest
-            on_ray |= kind == "joins"
-            joins = SILENCE_SECONDS - _JOIN_SECONDS
-            silent = {"joins": joins, "answers": 0.0, "exit": 0.0}.get(kind, -math.inf)
+            told[kind] = rest
+            limits = {"joins": _JOIN_SECONDS, "answers": SILENCE_SECONDS, "exit": SILENCE_SECONDS}
+            patience = limits.get(kind, math.inf)
     status = os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
-    if code is not None:
-        return code
-    if silent >= SILENCE_SECONDS:
+    if "exit" in told:
+        return int(told["exit"])
+    way_on = told.get("resume", "")
+    if patience <= 0:
         why = f"error: Ray has not answered for {SILENCE_SECONDS:g} s or more"
     elif sent and not way_on:
         why = "interrupted before anything was written: run the same command again"
@@ -116,7 +112,7 @@ def _watch(driver: int, read: int, sent: list[int]) -> int:
         why = "interrupted"
     elif status < 0:
         why = f"error: the search was killed by {signal.Signals(-status).name}"
-    elif not on_ray:
+    elif "joins" not in told:
         return status  # it has said itself what was wrong
     else:
         why = "error: Ray ended the search: its head or its node is gone"
@@ -125,15 +121,17 @@ def _watch(driver: int, read: int, sent: list[int]) -> int:
     return _INTERRUPTED
 
 
-def start_sweeper(folder: Path) -> "subprocess.Popen[bytes]":
-    """Start a process that removes a local Ray and its folder once its standard input is closed."""
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(folder)],
+def start_sweeper(folder: str) -> IO[bytes]:
+    """Start a process that removes a local Ray and its folder once what is returned is closed."""
+    sweeper = subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    assert sweeper.stdin
+    return sweeper.stdin
 
 
 def _sweep(folder: Path) -> None:

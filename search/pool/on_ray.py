@@ -6,11 +6,12 @@ statistics, and weights if they are sent.
 
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 
 from prunevolve.command_line import Resumable
+from prunevolve.configs.schema import Ray
+from prunevolve.pruning.attention import use_blocked_attention
 from prunevolve.pruning.models import load_model
-from prunevolve.search.evaluator import Evaluator, Weights
-from prunevolve.search.experiment import Experiment, Subject
+from prunevolve.search.evaluator import Evaluator
+from prunevolve.search.experiment import Experiment
 from prunevolve.search.pool import guard
 from prunevolve.search.pool.cluster import LOCAL, last_line
 from prunevolve.search.pool.worker import ROOT, Event, Fault, Job, Shared, Worker, code_digest
@@ -43,47 +46,46 @@ def _load(code: str, given: Sequence[ray.ObjectRef]) -> Evaluator:
             "driver's version on every node"
         )
     experiment, *models = ray.get(list(given))
+    for model in models:
+        use_blocked_attention(model)  # which registers it in this process
     return Evaluator(experiment, models)
 
 
 class RayBackend:
     """Workers that are Ray's actors: one per GPU, or several that divide the cores."""
 
-    def __init__(self, head: str, experiment: Experiment, actor: type = Worker) -> None:
-        config = experiment.config.ray
-        send_tensors_as_arrays()
-        self._head, self._config, self._experiment = head, config, experiment
+    def __init__(self, head: str, config: Ray) -> None:
+        self._head, self._config = head, config
+        self._new_actor: Callable[[], ray.actor.ActorHandle]  # from `opened` on
         self._node = ray.get_runtime_context().get_node_id()
-        resources = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
-        self._new_actor = ray.remote(**resources)(actor).remote
         self._actors: dict[int, ray.actor.ActorHandle] = {}
         self._events: SimpleQueue[Event] = SimpleQueue()
-        self._trouble = ""
-        self._closing = threading.Event()
         self._look()
-        self._watch = threading.Thread(target=self._look_again, daemon=True)
 
-    def __enter__(self) -> "RayBackend":
-        self._watch.start()  # before models are loaded: it takes minutes, a download longer
+    @classmethod
+    @contextmanager
+    def opened(cls, head: str, experiment: Experiment, actor: type = Worker) -> Iterator[Self]:
+        """Load the models that are sent, and yield the backend; Ray is watched until the end."""
+        send_tensors_as_arrays()
+        config, closing = experiment.config.ray, threading.Event()
+        backend = cls(head, config)
+        # Before models are loaded: it takes minutes, a download longer.
+        threading.Thread(target=backend._watch, args=(closing,), daemon=True).start()
         try:
             # On one machine's CPU all workers share the weights, whatever dtype the files have.
-            sends = self._config.address == LOCAL and not self._config.gpus_per_worker
-            models = [_sent(subject) for subject in self._experiment.subjects] if sends else []
-            given = [ray.put(self._experiment), *models]
-            load = partial(_load, code_digest(), given)
-            self._new_actor = partial(self._new_actor, load, ray.get)
-        except BaseException:
-            self._closing.set()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.set()
+            sends = config.address == LOCAL and not config.gpus_per_worker
+            subjects = experiment.subjects if sends else ()
+            models = [ray.put(load_model(x.model, x.dtype)) for x in subjects]
+            load = partial(_load, code_digest(), [ray.put(experiment), *models])
+            resources = {"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker}
+            backend._new_actor = partial(ray.remote(**resources)(actor).remote, load)
+            yield backend
+        finally:
+            closing.set()
 
     def room(self) -> int:
         """Return how many workers the nodes hold, as of a second ago."""
-        cpus, gpus = self._config.cpus_per_worker, self._config.gpus_per_worker
-        return sum(workers_on(resources, cpus, gpus) for resources in self._nodes)
+        return self._room
 
     def start(self, worker: int) -> None:
         """Ask for an actor; until there is room it waits, and is the autoscaler's demand."""
@@ -113,18 +115,20 @@ class RayBackend:
             raise Resumable(f"Ray ({self._head}) failed: {self._trouble}")
         return events
 
-    def share(self, value: object) -> object:
-        return ray.put(value)
+    def share(self, value: object) -> Callable[[], object]:
+        return partial(ray.get, ray.put(value))
 
     def _look(self) -> None:
-        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        self._nodes = list(nodes.values())
-        self._trouble = "" if self._node in nodes else "its node on this machine is gone"
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = self._config.cpus_per_worker, self._config.gpus_per_worker
+        self._room = sum(workers_on(node["Resources"], cpus, gpus) for node in nodes)
+        is_here = any(node["NodeID"] == self._node for node in nodes)
+        self._trouble = "" if is_here else "its node on this machine is gone"
 
-    def _look_again(self) -> None:
+    def _watch(self, closing: threading.Event) -> None:
         """Look at the nodes every second, and tell the guard that Ray still answers."""
         failed = 0
-        while not self._closing.wait(_LOOK_SECONDS):
+        while not closing.wait(_LOOK_SECONDS):
             try:
                 self._look()
                 failed = 0
@@ -159,29 +163,21 @@ def workers_on(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
     return min(by_cpu, by_gpu)
 
 
-def _sent(subject: Subject) -> ray.ObjectRef:
-    """Return a reference to a model's config and tensors in the object store."""
-    model = load_model(subject.model, subject.dtype, "cpu")
-    tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    return ray.put(Weights(model.config.to_dict(), tensors))
-
-
 def send_tensors_as_arrays() -> None:
     """Let this process send tensors as numpy arrays, which Ray reads without a copy."""
     ray.util.register_serializer(Tensor, serializer=_to_array, deserializer=_to_tensor)
 
 
-def _to_array(tensor: Tensor) -> tuple[npt.NDArray[np.generic], bool]:
-    """Return a tensor's array, and whether it is bf16: numpy has none, so its bits are int16."""
-    is_bf16 = tensor.dtype == torch.bfloat16
-    return (tensor.view(torch.int16) if is_bf16 else tensor).cpu().numpy(), is_bf16
+def _to_array(tensor: Tensor) -> tuple[npt.NDArray[np.generic], torch.dtype]:
+    """Return a tensor's array and dtype: numpy has no bf16, so its bits are int16."""
+    bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    return bits.cpu().numpy(), tensor.dtype
 
 
-def _to_tensor(sent: tuple[npt.NDArray[np.generic], bool]) -> Tensor:
+def _to_tensor(sent: tuple[npt.NDArray[np.generic], torch.dtype]) -> Tensor:
     """Return the tensor, which shares the array's memory."""
-    array, is_bf16 = sent
+    array, dtype = sent
     # torch warns that the object store's memory is read-only; nothing here writes to it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if is_bf16 else tensor
+        return torch.from_numpy(array).view(dtype)

@@ -75,11 +75,11 @@ class Pool:
     def start(self) -> None:
         """Wait for the first worker; raise Resumable if none comes or functions."""
         while not self.workers.loaded:
-            self._turn(_STEP_SECONDS)
+            self._turn()
 
     def submit(self, candidate: Candidate) -> None:
         """Queue a candidate without waiting; an idle worker gets it at once."""
-        self._evaluate(candidate, next(self._numbers))
+        self._add("evaluating", candidate, cost=float(len(self.experiment.tasks)))
         self.workers.assign()
 
     def next_done(self) -> Job | None:
@@ -93,32 +93,25 @@ class Pool:
         Raises ValueError, in one line, if a value is wrong, CallError if a job failed for another
         reason of its own, and Resumable as `start`.
         """
-        total = len(set(wanted))
-        for arguments in dict.fromkeys(wanted):
-            if arguments not in self.measured:
-                task, role, _ = arguments
+        every = dict.fromkeys(wanted)
+        for task, role, criterion in every:
+            if (task, role, criterion) not in self.measured:
                 cost = self._cost(self.experiment.subject_of[task], role)
-                self._insert(Job("losses", arguments, cost, next(self._numbers)))
-        self._wait(stage, lambda: (total - len(set(wanted) - self.measured.keys()), total))
+                self._add("losses", task, role, criterion, cost=cost)
+        self._wait(stage, lambda: (len(every.keys() & self.measured.keys()), len(every)))
         return self.measured
 
     def shorter(
         self, stage: str, records: Sequence[Record]
     ) -> list[list[tuple[Criterion, Metric]]]:
         """Return what `Evaluator.shortening` makes of some candidates; raises as `losses` does."""
-        jobs = [
-            Job("shortening", (record.criterion, record.index), number=next(self._numbers))
-            for record in records
-        ]
-        for job in jobs:
-            self._insert(job)
+        jobs = [self._add("shortening", record.criterion, record.index) for record in records]
 
         def how_far() -> tuple[int, int]:
-            steps = [job.step or Step(0, 1) for job in jobs]
+            far = [(job.step or Step(0, 1), job.result is not None) for job in jobs]
             # A last step is the answer, which may come early.
-            ended = [job.result is not None for job in jobs]
-            done = [x.total + 1 if end else x.done for x, end in zip(steps, ended, strict=True)]
-            return sum(done), sum(step.total + 1 for step in steps)
+            done = sum(step.total + 1 if ended else step.done for step, ended in far)
+            return done, sum(step.total + 1 for step, _ in far)
 
         self._wait(stage, how_far)
         return [cast("list[tuple[Criterion, Metric]]", job.result) for job in jobs]
@@ -128,7 +121,7 @@ class Pool:
         with shown_progress(self.console) as show:
             while (far := how_far())[0] < far[1]:
                 show(stage, *far)
-                self._turn(_STEP_SECONDS)
+                self._turn()
             show(stage, *far)
 
     def tensors(
@@ -139,16 +132,13 @@ class Pool:
 
         It is `collect_statistics`, or `probe_tensors` once these are used.
         """
-        jobs = {}
-        for subject in subjects:
-            cost = _BACKWARD * self._cost(subject, "calibration")
-            jobs[subject] = Job(method, (subject,), cost, next(self._numbers))
-            self._insert(jobs[subject])
+        costs = {n: _BACKWARD * self._cost(n, "calibration") for n in subjects}
+        jobs = {n: self._add(method, n, cost=cost) for n, cost in costs.items()}
         while jobs:
             for subject in [x for x, job in jobs.items() if job.result is not None]:
                 yield subject, cast("dict[str, Tensor]", jobs.pop(subject).result)
             if jobs:
-                self._turn(_STEP_SECONDS)
+                self._turn()
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Let all workers use a model's statistics from now on."""
@@ -165,7 +155,7 @@ class Pool:
         all_tokens = sum(each.tokens["fitness"].numel() for each in subjects)
         return subjects[subject].tokens[role].numel() / all_tokens
 
-    def _turn(self, seconds: float) -> None:
+    def _turn(self, seconds: float = _STEP_SECONDS) -> None:
         check_interrupt()
         for job, result in self.workers.turn(seconds):
             if isinstance(result, Fault) and result.kind in MAX_TRIES:
@@ -175,8 +165,11 @@ class Pool:
 
     # The queue
 
-    def _evaluate(self, candidate: Candidate, number: int) -> None:
-        self._insert(Job("evaluating", (candidate,), float(len(self.experiment.tasks)), number))
+    def _add(self, method: str, *arguments: object, cost: float = 0.0) -> Job:
+        """Let a new job wait behind all others."""
+        job = Job(method, arguments, cost, next(self._numbers))
+        self._waiting.append(job)
+        return job
 
     def _insert(self, job: Job) -> None:
         """Let a job wait ahead of all that came later."""
@@ -201,10 +194,8 @@ class Pool:
                 raise Resumable(f"no worker functions: {row}: {job.reason(fault)}")
             self._judge()
             self._suspects.append(job)
-        elif job.is_candidate:
-            self._fail(job, fault)
         else:
-            raise Resumable(f"no worker functions: {job.reason(fault)}")
+            self._fail(job, fault)
 
     def _answer(self, job: Job, result: object) -> None:
         """Take a worker's answer to a job, a value or a fault of the job's own."""
@@ -235,7 +226,7 @@ class Pool:
         """Let a baseline be evaluated, unless one is: it shows who is to blame."""
         if not self._is_judged:
             self._is_judged = True
-            self._evaluate(_BASELINE, -1)
+            self._insert(Job("evaluating", (_BASELINE,), float(len(self.experiment.tasks)), -1))
 
     def _fail(self, job: Job, fault: Fault) -> None:
         """Let a candidate be `failed`, and the run end if the job is none."""
@@ -243,6 +234,8 @@ class Pool:
             job.result, job.trace = Outcome("failed", reason=job.reason(fault)), fault.trace
             self._decided.append(job)
             return
+        if fault.kind in MAX_TRIES:
+            raise Resumable(f"no worker functions: {job.reason(fault)}")
         if job.method == "evaluating":
             raise Resumable(f"no worker functions: a baseline fails, too: {fault.line}")
         failed = f"a worker failed in {job.method}"

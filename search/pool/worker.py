@@ -6,6 +6,7 @@ What goes wrong comes back as a value: a `Fault`, with a kind that means the sam
 import errno
 import gc
 import hashlib
+import math
 import re
 import resource
 import time
@@ -17,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
-import torch
 from torch import Tensor
 
 from prunevolve.search.descent import Step
@@ -75,11 +75,16 @@ class Job:
     cost: float = 0.0  # roughly, in times of all fitness windows on the dense models
     number: int = 0  # position in the order of arrival; -1 of a baseline that judges the workers
     faults: Counter[str] = field(default_factory=Counter)  # how often it met each kind
-    timing: Timing = field(default_factory=dict)
-    seconds: float = 0.0  # that its worker has taken so far
+    due: float = math.inf  # when its worker must be done with it, or with the step that it makes
+    timing: Timing = field(default_factory=dict)  # the worker's number, and what it took so far
     step: Step | None = None  # how far the descent is that it makes
     result: object = None  # of a candidate its outcome; None before
     trace: str = ""  # the traceback of a candidate that failed
+
+    @property
+    def is_start(self) -> bool:
+        """Whether a worker starts by it."""
+        return self.method in ("arrive", "load")
 
     @property
     def is_candidate(self) -> bool:
@@ -89,15 +94,12 @@ class Job:
     @property
     def candidate(self) -> Candidate:
         """The candidate that it evaluates."""
-        (candidate,) = self.arguments
-        assert isinstance(candidate, Candidate)
-        return candidate
+        return cast("Candidate", self.arguments[0])
 
     @property
     def outcome(self) -> Outcome:
         """The outcome of its candidate, once it is done."""
-        assert isinstance(self.result, Outcome)
-        return self.result
+        return cast("Outcome", self.result)
 
     def reason(self, fault: Fault) -> str:
         """Return why it failed; the text is the same wherever and whenever it happens."""
@@ -113,9 +115,9 @@ class Loaded:
     seconds: float = 0.0  # to measure all fitness windows on the dense models
 
 
-Shared = Mapping[int | str, object]
-"""What all workers use: each model's statistics by its index, and the `scale`. It goes with each
-job, and a worker takes over what it does not have."""
+Shared = Mapping[int | str, Callable[[], object]]
+"""What returns what all workers use: each model's statistics, by its index, and the `scale`. It
+goes with each job, and a worker takes over what it does not have."""
 
 Event: TypeAlias = tuple[int, object, Timing]
 """A worker's number, the result of its job, a `Fault` or the latest `Step`, and the timing."""
@@ -126,7 +128,6 @@ class Worker:
     """What a worker's process holds, on Ray as an actor: an evaluator that does jobs."""
 
     build: Callable[[], Evaluator]
-    fetch: Callable[[object], object] = lambda value: value  # for what stands in `Shared`
 
     def __post_init__(self) -> None:
         self._evaluator: Evaluator | None = None
@@ -155,7 +156,7 @@ class Worker:
         evaluator = self._evaluator
         assert evaluator
         for key in shared.keys() - self._has:
-            value = self.fetch(shared[key])
+            value = shared[key]()
             if isinstance(key, int):
                 evaluator.residents[key].use_statistics(cast("dict[str, Tensor]", value))
             else:
@@ -207,8 +208,8 @@ class InProcess:
         given, self._given = self._given, None
         return [(self._number, *self._worker.do(*given))]
 
-    def share(self, value: object) -> object:
-        return value
+    def share(self, value: object) -> Callable[[], object]:
+        return lambda: value
 
 
 _DEVICE_FAULTS = ("CUDA error", "cuBLAS", "CUBLAS", "cuDNN", "CUDNN", "NCCL")
@@ -217,23 +218,22 @@ _MEMORY_FAULTS = ("out of memory", "not enough memory", "DefaultCPUAllocator")
 
 def fault_of(error: Exception) -> Fault:
     """Return what an exception means for a pool."""
-    trace = "".join(traceback.format_exception(error))
+    name, trace = type(error).__name__, "".join(traceback.format_exception(error))
     message = (str(error).strip().splitlines() or [""])[0][:200]
+    # As torch reports faults of its CPU allocator and of devices.
+    of_torch = message if isinstance(error, RuntimeError) else ""
     # What differs between attempts is dropped: sizes here, addresses below.
     if (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        # torch's CPU allocator raises RuntimeError, too.
-        or (isinstance(error, RuntimeError) and any(word in message for word in _MEMORY_FAULTS))
+        or any(word in of_torch for word in _MEMORY_FAULTS)
     ):
-        return Fault("out of memory", f"{type(error).__name__}: out of memory", "", trace)
-    reason = f"{type(error).__name__}: {re.sub('0x[0-9a-f]+', '0x...', message)}"
-    # torch reports device faults as RuntimeError.
-    if isinstance(error, RuntimeError) and any(word in message for word in _DEVICE_FAULTS):
-        return Fault("out of memory", reason, "", trace)
-    return Fault(
-        "refused" if isinstance(error, ValueError) else "error", reason, _source(error), trace
-    )
+        return Fault("out of memory", f"{name}: out of memory", trace=trace)
+    reason = f"{name}: {re.sub('0x[0-9a-f]+', '0x...', message)}"
+    if any(word in of_torch for word in _DEVICE_FAULTS):
+        return Fault("out of memory", reason, trace=trace)
+    kind: FaultKind = "refused" if isinstance(error, ValueError) else "error"
+    return Fault(kind, reason, _source(error), trace)
 
 
 def _source(error: Exception) -> str:

@@ -6,7 +6,7 @@ another.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from prunevolve.command_line import Resumable
@@ -43,17 +43,8 @@ class Backend(Protocol):
     def events(self, seconds: float) -> Sequence[Event]:
         """Return what came since the last time, waiting at most this long for the first."""
 
-    def share(self, value: object) -> object:
-        """Return what stands for a value in `Shared`."""
-
-
-@dataclass(eq=False)
-class _State:
-    """Where a worker is: it waits for room, loads, waits for a job or does one."""
-
-    job: Job | None = field(default_factory=lambda: Job("arrive"))  # what it does now
-    due: float | None = None  # when that must be done; None until there is room for the worker
-    ready: bool = False  # whether it holds its models
+    def share(self, value: object) -> Callable[[], object]:
+        """Return what returns a value to a worker."""
 
 
 @dataclass(eq=False)
@@ -68,37 +59,36 @@ class Workers:
 
     def __post_init__(self) -> None:
         self._last_clock, self._now = self.clock(), 0.0
-        self._workers: dict[int, _State] = {}  # by number
+        # What each worker does, by its number: it waits for room, loads, is idle or has a job.
+        self._doing: dict[int, Job | None] = {}
         self._started = 0
         self._failed_starts: list[str] = []
         self._next_start = self._alone_since = self._longest = 0.0
-        self.shared: dict[int | str, object] = {}
+        self.shared: dict[int | str, Callable[[], object]] = {}
         self.loaded: Loaded | None = None  # what the first that was ready said of its models
         self.faults: Counter[str] = Counter()  # by kind
         self.trouble = ""  # the latest fault, in one line
 
     @property
+    def starting(self) -> int:
+        """How many wait for room or load models."""
+        return sum(job is not None and job.is_start for job in self._doing.values())
+
+    @property
     def ready(self) -> int:
         """How many can evaluate."""
-        return sum(worker.ready for worker in self._workers.values())
+        return len(self._doing) - self.starting
 
     @property
     def busy(self) -> int:
         """How many of those are working."""
-        return sum(worker.ready and worker.job is not None for worker in self._workers.values())
+        return self.ready - list(self._doing.values()).count(None)
 
     @property
     def descents(self) -> list[tuple[int, Step]]:
         """The candidates whose exponents descend now, by index, with how far they are."""
-        jobs = [worker.job for worker in self._workers.values() if worker.job]
-        return sorted(
-            (job.candidate.index, job.step) for job in jobs if job.is_candidate and job.step
-        )
-
-    @property
-    def starting(self) -> int:
-        """How many wait for room or load models."""
-        return len(self._workers) - self.ready
+        jobs = [job for job in self._doing.values() if job and job.is_candidate]
+        return sorted((job.candidate.index, job.step) for job in jobs if job.step)
 
     def turn(self, seconds: float) -> Iterator[tuple[Job, object]]:
         """Let workers start, work, answer and stop, waiting at most this long for an answer.
@@ -112,27 +102,31 @@ class Workers:
         events = self.backend.events(seconds)
         self._tick()
         for number, result, timing in events:
-            if worker := self._workers.get(number):  # it may have been stopped meanwhile
-                yield from self._take(number, worker, result, timing)
+            if job := self._doing.get(number):  # it may have been stopped meanwhile
+                yield from self._take(number, job, result, timing)
         self.assign()  # before the driver turns to anything else
-        for number, worker in list(self._workers.items()):
-            if worker.job and worker.due is not None and self._now > worker.due:
-                missed = "no answer" if worker.ready else "did not start"
+        for number, job in list(self._doing.items()):
+            if job and self._now > job.due:
+                missed = "did not start" if job.is_start else "no answer"
                 yield from self._stop(number, Fault("timeout", f"timeout: {missed} in time"))
         self._check()
 
     def assign(self) -> None:
         """Give idle workers the jobs that wait."""
-        for number, worker in self._workers.items():
-            if not worker.job and (job := self.next_job()):
-                job.step, job.seconds = None, 0.0
-                self._give(number, worker, job)
+        for number, job in self._doing.items():
+            if not job and (job := self.next_job()):
+                job.step, job.timing = None, {}
+                self._give(number, job)
 
-    def _give(self, number: int, worker: _State, job: Job) -> None:
+    def _give(self, number: int, job: Job) -> None:
         """Let a worker do a job, or its next step: each has so much time."""
-        worker.job = job
-        expected = max(self._longest, job.cost * (self.loaded or Loaded()).seconds)
-        worker.due = self._now + (GRACE + FACTOR * expected) * 2 ** job.faults["timeout"]
+        if job.method == "load":
+            seconds = self.settings.start_seconds
+        else:
+            assert self.loaded
+            expected = max(self._longest, job.cost * self.loaded.seconds)
+            seconds = (GRACE + FACTOR * expected) * 2 ** job.faults["timeout"]
+        self._doing[number], job.due = job, self._now + seconds
         self.backend.give(number, job, dict(self.shared))
 
     def _tick(self) -> None:
@@ -144,23 +138,26 @@ class Workers:
         """Start the workers that are wanted; those for whom there is no room yet wait."""
         most = self.settings.workers
         most = self.backend.room() if most is None else max(1, most)
-        waiting = [number for number, worker in self._workers.items() if worker.due is None]
-        for number in waiting[: max(0, len(self._workers) - most)]:  # a node is gone
+        for number in self._without_room[: max(0, len(self._doing) - most)]:  # a node is gone
             self.backend.stop(number)
-            del self._workers[number]
+            del self._doing[number]
         if self._now < self._next_start or self._is_refused:
             return
-        for _ in range(most - len(self._workers)):
+        for _ in range(most - len(self._doing)):
             self._started += 1
-            self._workers[self._started] = _State()
+            self._doing[self._started] = arrive = Job("arrive")
             self.backend.start(self._started)
-            self.backend.give(self._started, Job("arrive"), {})
+            self.backend.give(self._started, arrive, {})
+
+    @property
+    def _without_room(self) -> list[int]:
+        return [number for number, job in self._doing.items() if job and job.method == "arrive"]
 
     def _check(self) -> None:
         """Raise Resumable if there are no workers, and none may still come."""
         if self.ready:
             self._alone_since = self._now
-        if any(worker.due is not None for worker in self._workers.values()):
+        if len(self._without_room) < len(self._doing):
             return  # those that load have a deadline
         if self._is_refused:
             raise Resumable(f"no worker could be started: {self.trouble}")
@@ -180,52 +177,50 @@ class Workers:
         return self.loaded is None and "refused" in self._failed_starts
 
     def _take(
-        self, number: int, worker: _State, result: object, timing: Timing
+        self, number: int, job: Job, result: object, timing: Timing
     ) -> Iterator[tuple[Job, object]]:
         """Take a worker's answer, and yield it if it is that to a job of the pool's."""
-        job = worker.job
-        if isinstance(result, Fault) and (result.kind in MAX_TRIES or not worker.ready):
+        if isinstance(result, Fault) and (result.kind in MAX_TRIES or job.is_start):
             yield from self._stop(number, result)
-        elif worker.ready and job:
+        elif job.method == "arrive":  # there is room for it
+            self._give(number, Job("load"))
+        elif isinstance(result, Loaded) and result.digests != (self.loaded or result).digests:
+            reason = f"its models are not the run's: {result.digests}"
+            yield from self._stop(number, Fault("refused", reason))
+        elif isinstance(result, Loaded):
+            self.loaded, self._doing[number] = self.loaded or result, None
+            self._failed_starts.clear()
+        else:
             seconds = timing.get("seconds", 0.0)
-            job.seconds += seconds
             if job.is_candidate and not isinstance(result, Fault):
                 self._longest = max(self._longest, seconds)
+            seconds = round(seconds + job.timing.get("seconds", 0.0), 4)
+            job.timing = {**timing, "seconds": seconds, "worker": number}
             if isinstance(result, Step):
                 job.step = result
-                self._give(number, worker, job)
+                self._give(number, job)
                 return
-            worker.job = None
-            job.timing = {**timing, "seconds": round(job.seconds, 4), "worker": number}
+            self._doing[number] = None
             if isinstance(result, Fault):
                 self.faults[result.kind] += 1
             yield job, result
-        elif not isinstance(result, Loaded):  # there is room for it
-            worker.job, worker.due = Job("load"), self._now + self.settings.start_seconds
-            self.backend.give(number, worker.job, dict(self.shared))
-        elif self.loaded and result.digests != self.loaded.digests:
-            reason = f"its models are not the run's: {result.digests}"
-            yield from self._stop(number, Fault("refused", reason))
-        else:
-            self.loaded = self.loaded or result
-            worker.job, worker.ready = None, True
-            self._failed_starts.clear()
 
     def _stop(self, number: int, fault: Fault) -> Iterator[tuple[Job, Fault]]:
-        """Stop a worker, or forget one that has ended; yield its job, if it had one."""
+        """Stop a worker, or forget one that has ended; yield its job, if it did one."""
         self.backend.stop(number)
-        worker = self._workers.pop(number)
+        job = self._doing.pop(number)
+        assert job  # one that is idle is not heard of
         self.faults[fault.kind] += 1
-        lacks_memory = fault.kind == "no memory on node" and self._workers
+        lacks_memory = fault.kind == "no memory on node" and self._doing
         pause = _LONGEST_BREAK if lacks_memory else 0.0
-        if worker.ready:
-            self._failed_starts.clear()
-        else:
+        if job.is_start:
             self._failed_starts.append(fault.kind)
             pause = min(_LONGEST_BREAK, 2.0 ** len(self._failed_starts))
+        else:
+            self._failed_starts.clear()
         self._next_start = max(self._next_start, self._now + pause)
         if fault.line != self.trouble:  # news
             self.say(f"a worker ended: {fault.line}")
         self.trouble = fault.line
-        if worker.ready and worker.job:
-            yield worker.job, fault
+        if not job.is_start:
+            yield job, fault

@@ -47,7 +47,7 @@ def pool_of(cluster, setup, wait=120.0, start=120.0, **ray):
 
         from prunevolve.search.pool.on_ray import RayBackend
 
-        with RayBackend(head, setup, HeldWorker) as backend:
+        with RayBackend.opened(head, setup, HeldWorker) as backend:
             yield quiet_pool(backend, setup)
 
 

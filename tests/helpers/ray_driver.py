@@ -33,7 +33,7 @@ def _drive():
 
             from prunevolve.search.pool.on_ray import RayBackend
 
-            with RayBackend(head, embedded_setup(), Facts) as backend:
+            with RayBackend.opened(head, embedded_setup(), Facts) as backend:
                 _serve(backend)
     except KeyboardInterrupt:
         print("interrupted", flush=True)

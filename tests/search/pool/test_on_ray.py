@@ -2,6 +2,7 @@
 
 import os
 import select
+import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -29,7 +30,7 @@ def opened(monkeypatch, guarded):
     from prunevolve.search.pool import on_ray  # it imports Ray
 
     @contextmanager
-    def opened(nodes, load=lambda subject: None):
+    def opened(nodes, load=lambda model, dtype: None):
         here = SimpleNamespace(get_node_id=lambda: "here")
         fake = SimpleNamespace(
             nodes=nodes, get_runtime_context=lambda: here, put=lambda value: 0, get=None
@@ -38,14 +39,13 @@ def opened(monkeypatch, guarded):
         fake.remote = lambda **resources: lambda actor: SimpleNamespace(remote=actor)
         monkeypatch.setattr(on_ray, "ray", fake)
         monkeypatch.setattr(on_ray, "_LOOK_SECONDS", 0.001)
-        monkeypatch.setattr(on_ray, "_sent", load)
-        backend = on_ray.RayBackend("local", embedded_setup())
+        monkeypatch.setattr(on_ray, "load_model", load)
+        before = threading.active_count()
         try:
-            with backend:
+            with on_ray.RayBackend.opened("local", embedded_setup()) as backend:
                 yield backend
         finally:
-            backend._watch.join(10)
-            assert not backend._watch.is_alive()
+            until(lambda: threading.active_count() == before, 10)
 
     return opened
 
@@ -57,7 +57,7 @@ def told(guarded, seconds):
 
 def test_guard_hears_that_ray_answers_while_models_are_loaded(opened, guarded):
     heard = []
-    with opened(lambda: [NODE], lambda subject: heard.extend(told(guarded, 10))):
+    with opened(lambda: [NODE], lambda *_: heard.extend(told(guarded, 10))):
         assert set(heard) == {b"answers"}
 
 
