@@ -70,9 +70,7 @@ def ground_of(target, windows=None, low_memory=False):
 
 
 def slope_of(ground, bases):
-    parts = [terms_of(base) for base in bases]
-    terms = dict.fromkeys(term for terms in parts for term in terms)
-    return Slope(ground, Logs(ground, tuple(terms)), parts)
+    return Slope(ground, Logs(ground, bases))
 
 
 def derivative(ground, powers=POWERS, count=2):
