@@ -6,7 +6,7 @@ least once the other exponents make up for it.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX, any_side
 from prunevolve.search.breeding.factors import MAX_FACTORS
 from prunevolve.search.breeding.product import exponents_of, factors_of, product_of_powers
-from prunevolve.search.slope import Ground, Logs, all_terms, terms_of
+from prunevolve.search.slope import Ground, Logs, terms_of
 from prunevolve.search.slope_of_neurons import slope_of
 
 BATCH = 4  # windows of a step
@@ -57,10 +57,9 @@ class Descent:
         self._fixed = torch.tensor([base in fixed for base in self._bases])
         self._left = torch.ones_like(self._fixed)  # that were not left out
         self.tasks, self.most = len(grounds), len(powers)
-        parts = [terms_of(base) for base in self._bases]
-        by_model = {id(ground.store): ground for ground in grounds}
-        logs = {model: Logs(ground, all_terms(parts)) for model, ground in by_model.items()}
-        self._slopes = [slope_of(ground, logs[id(ground.store)], parts) for ground in grounds]
+        by_model = {ground.store: ground for ground in grounds}
+        logs = {model: Logs(ground, self._bases) for model, ground in by_model.items()}
+        self._slopes = [slope_of(ground, logs[ground.store]) for ground in grounds]
         self._adam = torch.optim.Adam([self._exponents], betas=BETAS)
         self._draw = np.random.default_rng(seed)
         self.steps = 0
@@ -93,10 +92,10 @@ class Descent:
         self._adam.step()
         self._exponents *= self._left
 
-    def go(self, rates: Iterable[float], total: int) -> Iterator["Step"]:
-        """Make a step with each rate, and yield how many of all are done."""
-        for rate in rates:
-            self.step(rate)
+    def go(self, steps: int, first: float, last: float, total: int) -> Iterator["Step"]:
+        """Make steps with rates that fall linearly, and yield how many of all are done."""
+        for i in range(steps):
+            self.step(first + (last - first) * i / steps)
             yield Step(self.steps, total)
 
     def leave_out(self) -> Metric | None:
@@ -135,11 +134,11 @@ def descend(descent: Descent) -> Iterator["Step"]:
     first, more = max(STEPS, STEPS_OF_TASK * tasks), max(MORE_STEPS, tasks // 2)
     excess = max(0, min(KEPT, descent.most) - MAX_FACTORS)
     total = first + more * excess + LAST_STEPS
-    yield from descent.go(_falling(first, RATE, LAST_RATE), total)
+    yield from descent.go(first, RATE, LAST_RATE, total)
     while descent.factors > MAX_FACTORS and descent.leave_out():
         if descent.factors < KEPT:
-            yield from descent.go(_falling(more, LAST_RATE, LAST_RATE), total)
-    yield from descent.go(_falling(LAST_STEPS, LAST_RATE, 0.0), total)
+            yield from descent.go(more, LAST_RATE, LAST_RATE, total)
+    yield from descent.go(LAST_STEPS, LAST_RATE, 0.0, total)
 
 
 def shorten(descent: Descent) -> Iterator["Step | tuple[Metric, Metric]"]:
@@ -149,7 +148,7 @@ def shorten(descent: Descent) -> Iterator["Step | tuple[Metric, Metric]"]:
     more = max(MORE_STEPS, descent.tasks)
     total = more * descent.removable
     while (base := descent.leave_out()) is not None:
-        yield from descent.go(_falling(more, LAST_RATE, 0.0), total)
+        yield from descent.go(more, LAST_RATE, 0.0, total)
         yield descent.metric, base
 
 
@@ -158,8 +157,3 @@ class Step(NamedTuple):
 
     done: int
     total: int
-
-
-def _falling(steps: int, first: float, last: float = 0.0) -> Iterator[float]:
-    """Yield a rate for each of some steps, falling linearly."""
-    return (first + (last - first) * i / steps for i in range(steps))

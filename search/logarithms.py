@@ -20,15 +20,16 @@ _MANTISSA, _BYTE, _BIAS, _WIDTH = np.int32(0x7FFFFF), np.int32(0xFF), np.int32(1
 _UNIT = np.float32(2.0**-23)
 
 Matrix = tuple[Tensor, float]  # of whose magnitudes the logarithm is taken, and its factor
+Bits = tuple[Array, Array]  # of two matrices
+Factors = tuple[np.float32, np.float32]
 
 
 def log_scores(matrices: Sequence[Matrix], by_row: Tensor, by_column: Tensor) -> Tensor:
-    """Return the sum of the logarithms of two matrices, (out, in), times factors, and of what is
-    the same along a row, (out, 1), or a column, (1, in), fp32.
+    """Return the sum of the logarithms of one or two matrices, (out, in), times factors, and of
+    what is the same along a row, (out, 1), or a column, (1, in), fp32.
     """
     scores = np.empty((len(by_row), by_column.shape[1]), np.float32)
-    (a, b), (x, y) = map(_bits, matrices), (np.float32(factor) for _, factor in matrices)
-    _score(a, b, x, y, by_row.numpy()[:, 0], by_column.numpy()[0], scores)
+    _score(*_pairs(matrices), by_row.numpy()[:, 0], by_column.numpy()[0], scores)
     return torch.from_numpy(scores)
 
 
@@ -39,20 +40,22 @@ def near_sums(
     the score to 0 at -1 and 1; times their worth, fp32, and of nearness alone.
 
     They are sums by row, (2, out, 1), by column, (2, 1, in), and over all, times the logarithm of
-    each matrix, (2, matrices).
+    each matrix, (matrices, 2).
     """
     rows = np.zeros((2, len(by_row)), np.float32)
     columns = np.zeros((6, by_column.shape[1]), np.float32)
-    (a, b), (x, y) = map(_bits, matrices), (np.float32(factor) for _, factor in matrices)
-    inputs = (by_row.numpy()[:, 0], by_column.numpy()[0], worth.numpy())
-    _add_near(a, b, x, y, *inputs, rows, columns)
-    products = columns[2:].sum(1, dtype=np.float64).reshape(2, 2).T.copy()
+    sides = by_row.numpy()[:, 0], by_column.numpy()[0]
+    _add_near(*_pairs(matrices), *sides, worth.numpy(), rows, columns)
+    products = columns[2:].sum(1, dtype=np.float64).reshape(2, 2)[: len(matrices)]
     of_rows, of_columns = torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:2, None]
     return of_rows, of_columns, torch.from_numpy(products)
 
 
-def _bits(matrix: Matrix) -> Array:
-    return matrix[0].float().contiguous().view(torch.int32).numpy()
+def _pairs(matrices: Sequence[Matrix]) -> tuple[Bits, Factors]:
+    """Return the bits and the factors of two matrices; of one the second is the same, times 0."""
+    (x, a), (y, b), *_ = *matrices, (matrices[0][0], 0.0)
+    first, second = (z.float().contiguous().view(torch.int32).numpy() for z in (x, y))
+    return (first, second), (np.float32(a), np.float32(b))
 
 
 @compiled
@@ -65,15 +68,8 @@ def _log(bits: np.int32) -> np.float32:
 
 
 @compiled
-def _score(
-    a: Array,
-    b: Array,
-    x: np.float32,
-    y: np.float32,
-    by_row: Array,
-    by_column: Array,
-    scores: Array,
-) -> None:
+def _score(bits: Bits, factors: Factors, by_row: Array, by_column: Array, scores: Array) -> None:
+    (a, b), (x, y) = bits, factors
     for i in range(len(scores)):
         for j in range(scores.shape[1]):
             log_a, log_b = _log(a[i, j]), _log(b[i, j])
@@ -82,16 +78,15 @@ def _score(
 
 @compiled_to_add
 def _add_near(
-    a: Array,
-    b: Array,
-    x: np.float32,
-    y: np.float32,
+    bits: Bits,
+    factors: Factors,
     by_row: Array,
     by_column: Array,
     worth: Array,
     rows: Array,
     columns: Array,
 ) -> None:
+    (a, b), (x, y) = bits, factors
     for i in range(len(worth)):
         pulled_of_row = near_of_row = np.float32(0)
         for j in range(worth.shape[1]):

@@ -8,7 +8,7 @@ exponent; those that stand at 0 have one, too.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ BAND = 0.5  # of log scores on both sides of a threshold, in which weights count
 ROWS = 16  # of the smallest layer, as evenly of others: for a model's threshold, what factors do
 TINY = 1e-20  # least magnitude whose logarithm is taken
 
-_ONE = Metric.constant(1)
+_ONE, _W = Metric.constant(1), Metric("W")
 _ALL = slice(None)
 
 
@@ -44,11 +44,10 @@ def terms_of(base: Metric) -> Exponents:
     """
     terms: Exponents = {}
     for part, exponent in exponents_of(base, relative=False).items():
-        match part:
-            case Metric("divrms", (x, y)):
-                inner = terms_of(x) | {Metric("divrms", (_ONE, y)): 1.0}
-            case _:
-                inner = {part: 1.0}
+        inner = {part: 1.0}
+        if part.name == "divrms":
+            x, y = part.operands
+            inner = terms_of(x) | {Metric("divrms", (_ONE, y)): 1.0}
         for term, multiple in inner.items():
             terms[term] = terms.get(term, 0.0) + exponent * multiple
     return terms
@@ -68,13 +67,17 @@ class Ground:
 
 
 class Logs:
-    """Logarithms of terms in one model; of those that are no matrices they are kept."""
+    """The terms of some bases, and their logarithms in one model; of vectors they are kept."""
 
-    def __init__(self, ground: Ground, terms: Sequence[Metric]) -> None:
+    def __init__(self, ground: Ground, bases: Sequence[Metric]) -> None:
+        parts = [terms_of(base) for base in bases]
+        self.terms = tuple(dict.fromkeys(term for part in parts for term in part))
+        multiples = [[part.get(term, 0.0) for term in self.terms] for part in parts]
+        self.multiples = torch.tensor(multiples, dtype=torch.float64)  # (bases, terms)
         self._master, self._statistics = ground.master, ground.statistics
-        self._terminals = frozenset[str]().union(*(term.terminals for term in terms))
-        self._matrices = [term for term in terms if term.shape == MATRIX]
-        rest = [term for term in terms if term.shape != MATRIX]
+        self._terminals = frozenset[str]().union(*(term.terminals for term in self.terms))
+        self._matrices = [term for term in self.terms if term.shape == MATRIX]
+        rest = [term for term in self.terms if term.shape != MATRIX]
         # By layer and term: (out, 1), (1, in) or (1, 1).
         self._vectors = {layer: self._computed(layer, rest) for layer in self._master}
 
@@ -90,36 +93,33 @@ class Logs:
         logs = self._computed(layer, self._matrices)  # a grown term may depend on all rows
         return {term: x[rows] for term, x in logs.items()}
 
-    def plain(self, layer: str, rows: slice = _ALL) -> list[tuple[Metric, Tensor]] | None:
+    def plain(self, layer: str, rows: slice = _ALL) -> dict[Metric, Tensor]:
         """Return one or two matrices, of which `search.logarithms` takes the logarithms, for the
-        terms that are matrices; None if these are more, or grown, or not on the CPU.
+        terms that are matrices; none if these are more, or grown, or not on the CPU.
         """
-        names, weight = [term.name for term in self._matrices], self._master[layer]
-        if weight.device.type != "cpu" or not 1 <= len(names) <= 2 or not {*names} <= {"W", "G"}:
-            return None
+        names, weight = {term.name for term in self._matrices}, self._master[layer]
+        if weight.device.type != "cpu" or not names <= {"W", "G"}:
+            return {}
         there = {"W": weight, **of_layer(self._statistics, layer, names)}
-        return [(term, there[term.name][rows]) for term in self._matrices]
+        return {term: there[term.name][rows] for term in self._matrices}
 
     def _computed(
         self, layer: str, terms: Sequence[Metric], rows: slice = _ALL
     ) -> dict[Metric, Tensor]:
         weight = self._master[layer]
         there = {"W": weight, **of_layer(self._statistics, layer, self._terminals)}
-        values: dict[Metric, Tensor] = {}
-        for name, tensor in there.items():
-            part = (tensor if tensor.shape[0] == 1 else tensor[rows]).float()
-            values[Metric(name)] = part.abs() if name == "W" else part
+        values = {Metric(x): (y if y.shape[0] == 1 else y[rows]).float() for x, y in there.items()}
+        values[_W] = values[_W].abs()
         return {term: _log(term, values, weight.device) for term in terms}
 
 
 class Slope:
     """The derivative of one task's loss by the exponents of some bases."""
 
-    def __init__(self, ground: Ground, logs: Logs, parts: Sequence[Exponents]) -> None:
+    def __init__(self, ground: Ground, logs: Logs) -> None:
         self.ground, self._logs = ground, logs
-        self._terms = all_terms(parts)
-        rows = [[terms.get(term, 0.0) for term in self._terms] for terms in parts]
-        self._multiples = torch.tensor(rows, dtype=torch.float64)  # (bases, terms)
+        self._factors: dict[Metric, float] = {}  # of the metric's terms
+        self._threshold = 0.0  # over all layers, from some rows of each; 0 for other groups
 
     def derivative(self, exponents: Tensor, windows: Tensor, weights: Tensor) -> Tensor:
         """Return the derivative of the loss by each exponent, (bases,), fp64, on the CPU.
@@ -128,10 +128,10 @@ class Slope:
         finite. The model is left pruned.
         """
         ground, model = self.ground, self.ground.store.model
-        factors, threshold = self._metric(exponents)
-        sums = torch.zeros(2, len(self._terms) + 1, dtype=torch.float64)
+        self._use(exponents)
+        sums = torch.zeros(2, len(self._logs.terms) + 1, dtype=torch.float64)
         with ExitStack() as stack:
-            for layer, weight, take in self._masked(factors, threshold, sums):
+            for layer, weight, take in self._masked(sums):
                 live = model.get_parameter(f"{layer}.weight")
                 live.data = weight
                 stack.callback(live.requires_grad_(True).requires_grad_, False)
@@ -150,137 +150,115 @@ class Slope:
         by_term = pulled[:-1] - near[:-1] * (pulled[-1] / near[-1].clamp(min=TINY))
         if not by_term.isfinite().all():
             raise DegenerateScores("the derivative of the loss is not finite")
-        derivative: Tensor = self._multiples @ by_term
+        derivative: Tensor = self._logs.multiples @ by_term
         return derivative
 
     def covariance(self, exponents: Tensor) -> Tensor:
         """Return the covariance of the bases' logarithms near the threshold, (bases, bases)."""
-        group = self.ground.target.group
-        count, size = torch.zeros((), dtype=torch.float64), len(self._multiples)
+        self._use(exponents)
+        multiples = self._logs.multiples
+        count, size = torch.zeros((), dtype=torch.float64), len(multiples)
         total, squares = torch.zeros(size).double(), torch.zeros(size, size).double()
-        for near, values in self._near_values(*self._metric(exponents)):
-            if not group.whole_model:
+        for near, values in self._near_values():
+            if not self.ground.target.group.whole_model:
                 values = values - mean_of(values, near[..., None])
             inside = near > 0
-            bases = values[inside].double().cpu() @ self._multiples.T
+            bases = values[inside].double().cpu() @ multiples.T
             shares = near[inside].double().cpu()[:, None]
             count, total = count + shares.sum(), total + (shares * bases).sum(0)
             squares += bases.T @ (shares * bases)
         mean = total / count.clamp(min=TINY)
         return squares / count.clamp(min=TINY) - torch.outer(mean, mean)
 
-    def _metric(self, exponents: Tensor) -> tuple[dict[Metric, float], float]:
-        """Return the terms of the metric with these exponents of its bases, and its threshold over
-        all layers, from some rows of each; 0 for other groups.
-        """
-        target, layers = self.ground.target, self.ground.master
-        factors = dict(zip(self._terms, (exponents @ self._multiples).tolist(), strict=True))
-        if not target.group.whole_model:
-            return factors, 0.0
-        sample = [self._scores(x, factors, self._sampled()).flatten().cpu() for x in layers]
-        scores = torch.cat(sample)
-        last = max(1, int(target.sparsity * len(scores)))
-        return factors, scores.kthvalue(last).values.item()
+    def _use(self, exponents: Tensor) -> None:
+        """Take the metric with these exponents of its bases from now on."""
+        target, logs = self.ground.target, self._logs
+        self._factors = dict(zip(logs.terms, (exponents @ logs.multiples).tolist(), strict=True))
+        if target.group.whole_model:
+            rows = self._sampled()
+            sample = [self._scores(layer, rows).flatten().cpu() for layer in self.ground.master]
+            scores = torch.cat(sample)
+            last = max(1, int(target.sparsity * len(scores)))
+            self._threshold = scores.kthvalue(last).values.item()
 
-    def _masked(
-        self, factors: Mapping[Metric, float], threshold: float, sums: Tensor
-    ) -> Iterator[tuple[str, Tensor, Callable[[Tensor], None]]]:
+    def _masked(self, sums: Tensor) -> Iterator[tuple[str, Tensor, Callable[[Tensor], None]]]:
         """Yield layers, their masked weights, and what takes the live weight with its gradient."""
         for layer, weight in self.ground.master.items():
-            masked = zeroed(weight, self._mask(self._scores(layer, factors), threshold))
-            yield layer, masked, partial(self._take, layer, factors, threshold, sums)
+            masked = zeroed(weight, self._mask(self._scores(layer)))
+            yield layer, masked, partial(self._take, layer, sums)
 
-    def _near_values(
-        self, factors: Mapping[Metric, float], threshold: float
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _near_values(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield how near weights are to their group's threshold, (groups, members), and their
         logarithms, (groups, members, terms), of some rows of each layer.
         """
         group, rows = self.ground.target.group, self._sampled()
         for layer in self.ground.master:
             logs = self._logs.matrices(layer, rows) | self._logs.vectors(layer, rows)
-            scores = sum_of(logs, factors)
-            each = [group.rows(logs[term].expand_as(scores)) for term in self._terms]
-            yield self._near(scores, threshold), torch.stack(each, -1)
+            scores = sum_of(logs, self._factors)
+            each = [group.rows(logs[term].expand_as(scores)) for term in self._logs.terms]
+            yield self._near(scores), torch.stack(each, -1)
 
-    def _take(
-        self,
-        layer: str,
-        factors: Mapping[Metric, float],
-        threshold: float,
-        sums: Tensor,
-        live: Tensor,
-    ) -> None:
-        """Add up a layer's part of the derivative once its gradient is there, and drop that."""
+    def _take(self, layer: str, sums: Tensor, live: Tensor) -> None:
+        """Add up a layer's part of the derivative once its gradient is there, and drop that.
+
+        Sums are of weighted weights times each term's logarithms, and times 1, (2, terms + 1).
+        """
         gradient, live.grad = live.grad, None
         assert gradient is not None
         group, vectors = self.ground.target.group, self._logs.vectors(layer)
         worth = (self.ground.master[layer] * gradient).float()
-        plain = self._logs.plain(layer) if group.whole_model else None
-        if plain:
-            factors = {term: factor / BAND for term, factor in factors.items()}
+        if group.whole_model and (plain := self._logs.plain(layer)):
+            factors = {term: factor / BAND for term, factor in self._factors.items()}
             by_row, by_column = _sides(vectors, factors, worth)
-            by_row -= threshold / BAND
-            found = near_sums(_with(factors, plain), by_row, by_column, worth)
-            sums += self._by_term(vectors, [term for term, _ in plain], *found)
-            return
-        matrices = self._logs.matrices(layer)
-        scores = sum_of(matrices | vectors, factors)
-        near = self._near(scores, threshold)
-        pulled = near * group.rows(worth)
-        if not group.whole_model:
-            pulled -= near * mean_of(group.rows(worth), near)
-        both = torch.stack([pulled.reshape(worth.shape), near.reshape(worth.shape)])
-        products = torch.stack([(both * x).sum((1, 2)) for x in matrices.values()], 1)
-        sides = both.sum(2, keepdim=True), both.sum(1, keepdim=True)
-        sums += self._by_term(vectors, [*matrices], *sides, products)
-
-    def _by_term(
-        self,
-        vectors: Mapping[Metric, Tensor],
-        matrices: Sequence[Metric],
-        by_row: Tensor,
-        by_column: Tensor,
-        products: Tensor,
-    ) -> Tensor:
-        """Return two sums of weighted weights times each term's logarithms, and times 1, (2, terms
-        + 1), fp64, from sums by row, (2, out, 1), by column, (2, 1, in), and with matrices.
-        """
-        found = dict(zip(matrices, products.T, strict=False))
+            by_row -= self._threshold / BAND
+            powers = [(matrix, factors[term]) for term, matrix in plain.items()]
+            by_row, by_column, products = near_sums(powers, by_row, by_column, worth)
+            found = dict(zip(plain, products, strict=True))
+        else:
+            matrices = self._logs.matrices(layer)
+            near = self._near(sum_of(matrices | vectors, self._factors))
+            pulled = near * group.rows(worth)
+            if not group.whole_model:
+                pulled -= near * mean_of(group.rows(worth), near)
+            both = torch.stack([pulled.reshape(worth.shape), near.reshape(worth.shape)])
+            found = {term: (both * x).sum((1, 2)) for term, x in matrices.items()}
+            by_row, by_column = both.sum(2, keepdim=True), both.sum(1, keepdim=True)
         whole = by_column.sum(2, keepdim=True)
         for term, vector in vectors.items():
             by = by_row if vector.shape[0] > 1 else by_column if vector.shape[1] > 1 else whole
             found[term] = (by * vector).sum((1, 2))
-        parts = [*(found[term] for term in self._terms), whole[:, 0, 0]]
-        return torch.stack([part.double().cpu() for part in parts], 1)
+        parts = [*(found[term] for term in self._logs.terms), whole[:, 0, 0]]
+        sums += torch.stack([part.double().cpu() for part in parts], 1)
 
-    def _scores(self, layer: str, factors: Mapping[Metric, float], rows: slice = _ALL) -> Tensor:
+    def _scores(self, layer: str, rows: slice = _ALL) -> Tensor:
         """Return log scores of some rows of a layer, (out, in), fp32."""
-        logs, vectors = self._logs, self._logs.vectors(layer, rows)
-        if plain := logs.plain(layer, rows):
-            return log_scores(_with(factors, plain), *_sides(vectors, factors, plain[0][1]))
-        return sum_of(logs.matrices(layer, rows) | vectors, factors)
+        factors, vectors = self._factors, self._logs.vectors(layer, rows)
+        if plain := self._logs.plain(layer, rows):
+            powers = [(matrix, factors[term]) for term, matrix in plain.items()]
+            return log_scores(powers, *_sides(vectors, factors, powers[0][0]))
+        return sum_of(self._logs.matrices(layer, rows) | vectors, factors)
 
     def _sampled(self) -> slice:
         """Return which rows of each layer stand for all: one in so many, the same for all."""
         fewest = min(len(weight) for weight in self.ground.master.values())
         return slice(None, None, max(1, fewest // ROWS))
 
-    def _mask(self, scores: Tensor, threshold: float) -> Tensor:
+    def _mask(self, scores: Tensor) -> Tensor:
         target = self.ground.target
         if target.group.whole_model:
-            return up_to(scores, threshold, scores.numel())[0]
+            return up_to(scores, self._threshold, scores.numel())[0]
         return target.group.mask(scores, target.sparsity)
 
-    def _near(self, scores: Tensor, threshold: float) -> Tensor:
+    def _near(self, scores: Tensor) -> Tensor:
         """Return how near weights are to their group's threshold, 0 to 1, a group in a row.
 
         Scores are overwritten.
         """
-        group, rows = self.ground.target.group, self.ground.target.group.rows(scores)
+        group = self.ground.target.group
+        rows = group.rows(scores)
         if group.whole_model:
-            return nearness(rows, threshold)
-        return nearness(rows, middles(rows, group.rows(self._mask(scores, threshold))))
+            return nearness(rows, self._threshold)
+        return nearness(rows, middles(rows, group.rows(self._mask(scores))))
 
 
 def middles(rows: Tensor, mask: Tensor) -> Tensor:
@@ -294,19 +272,6 @@ def nearness(rows: Tensor, middle: Tensor | float) -> Tensor:
     """Return how near log scores are to a threshold, 0 to 1; they are overwritten."""
     rows = rows.sub_(middle).div_(BAND)
     return torch.addcmul(rows.new_ones(()), rows, rows, value=-1).clamp_(min=0)
-
-
-def all_terms(parts: Iterable[Exponents]) -> tuple[Metric, ...]:
-    """Return the terms of several bases."""
-    return tuple(dict.fromkeys(term for terms in parts for term in terms))
-
-
-def _with(
-    factors: Mapping[Metric, float], plain: Sequence[tuple[Metric, Tensor]]
-) -> list[tuple[Tensor, float]]:
-    """Return two matrices with their factors; the second one counts nothing if there is one."""
-    pairs = [(matrix, factors[term]) for term, matrix in plain]
-    return pairs if len(pairs) == 2 else [*pairs, (plain[0][1], 0.0)]
 
 
 def _sides(

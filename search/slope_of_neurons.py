@@ -6,50 +6,42 @@ only these are masked here, since a neuron without inputs has no gradient that s
 bring.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from prunevolve.pruning.masks import Neurons, mlps_of, of_neurons
-from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.pruner import zeroed
 from prunevolve.pruning.ranking import lowest_of_rows
-from prunevolve.search.breeding.product import Exponents
 from prunevolve.search.slope import Ground, Logs, Slope, mean_of, middles, nearness, sum_of
 
 
-def slope_of(ground: Ground, logs: Logs, parts: Sequence[Exponents]) -> Slope:
+def slope_of(ground: Ground, logs: Logs) -> Slope:
     """Return the derivative of one task's loss by the exponents of some bases."""
     kind = SlopeOfNeurons if isinstance(ground.target.group, Neurons) else Slope
-    return kind(ground, logs, parts)
+    return kind(ground, logs)
 
 
 class SlopeOfNeurons(Slope):
     """The same where the target's group is one of neurons, which compete within their MLP."""
 
-    def _masked(
-        self, factors: Mapping[Metric, float], threshold: float, sums: Tensor
-    ) -> Iterator[tuple[str, Tensor, Callable[[Tensor], None]]]:
+    def _masked(self, sums: Tensor) -> Iterator[tuple[str, Tensor, Callable[[Tensor], None]]]:
         master = self.ground.master
         self.ground.store.restore(master)
         for mlp in mlps_of(master).values():
-            gone, near, values = self._of_mlp(mlp, factors)
+            gone, near, values = self._of_mlp(mlp)
             behind = next(layer for layer, rows in mlp.items() if not rows)
             take = partial(self._take_neurons, behind, near, values, sums)
             yield behind, zeroed(master[behind], gone), take
 
-    def _near_values(
-        self, factors: Mapping[Metric, float], threshold: float
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _near_values(self) -> Iterator[tuple[Tensor, Tensor]]:
         for mlp in mlps_of(self.ground.master).values():
-            _, near, values = self._of_mlp(mlp, factors)
+            _, near, values = self._of_mlp(mlp)
             yield near, values[None]
 
-    def _of_mlp(
-        self, mlp: Mapping[str, int], factors: Mapping[Metric, float]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_mlp(self, mlp: Mapping[str, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Return which neurons go, (1, neurons), how near each is to the threshold, the same, and
         the derivative of its log score by each term's factor, (neurons, terms), fp32.
         """
@@ -57,11 +49,11 @@ class SlopeOfNeurons(Slope):
         assert isinstance(group, Neurons)
         scored = group.scored(mlp)
         logs = {x: self._logs.matrices(x) | self._logs.vectors(x) for x in scored}
-        scores = {x: sum_of(logs[x], factors) for x in scored}
+        scores = {x: sum_of(logs[x], self._factors) for x in scored}
         highest, parts = max(x.max() for x in scores.values()), []
         for layer in scored:
             weighted = scores[layer].sub_(highest).exp_()  # of no metric they overflow then
-            each = [weighted, *(weighted * logs[layer][term] for term in self._terms)]
+            each = [weighted, *(weighted * logs[layer][term] for term in self._logs.terms)]
             parts.append(torch.stack([of_neurons(x, mlp[layer]) for x in each], 1))
         sums, sparsity = torch.stack(parts).sum(0), self.ground.target.sparsity
         total = sums[:, 0].log()[None]

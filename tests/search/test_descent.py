@@ -70,9 +70,7 @@ def ground_of(target, windows=None, low_memory=False):
 
 
 def slope_of(ground, bases):
-    parts = [terms_of(base) for base in bases]
-    terms = dict.fromkeys(term for terms in parts for term in terms)
-    return Slope(ground, Logs(ground, tuple(terms)), parts)
+    return Slope(ground, Logs(ground, bases))
 
 
 def derivative(ground, powers=POWERS, count=2):
@@ -327,7 +325,7 @@ def went(steps):
     [
         ("mul(W, sqr(X))", "row"),  # of which X has the largest exponent
         ("mul(quot(W, rowmean(W)), sqr(divrms(X, X)))", "model"),
-        ("mul(rowmean(W), X)", "row"),  # which has no matrix
+        ("mul(rowmean(W), mul(X, sqrt(H)))", "row"),  # which has no matrix
     ],
 )
 def test_whatever_is_left_of_a_finalist_tells_the_weights_of_a_row_and_of_a_column(
