@@ -325,7 +325,7 @@ def went(steps):
     [
         ("mul(W, sqr(X))", "row"),  # of which X has the largest exponent
         ("mul(quot(W, rowmean(W)), sqr(divrms(X, X)))", "model"),
-        ("mul(rowmean(W), X)", "row"),  # which has no matrix
+        ("mul(rowmean(W), mul(X, sqrt(H)))", "row"),  # which has no matrix
     ],
 )
 def test_whatever_is_left_of_a_finalist_tells_the_weights_of_a_row_and_of_a_column(
