@@ -19,8 +19,7 @@ from prunevolve.pruning.ranking import Score, lowest_of_rows, model_threshold, u
 CROWDED = 0.9  # zeros above which a layer is warned about: its output depends on few weights
 _CACHED = 1 << 20  # scores that fit the cache: below it a threshold is faster without a sample
 
-# Layer names and masks, each of a shape that expands to that of the layer's weight, computed one at
-# a time.
+# Layer names and masks, of shapes that expand to those of the weights, computed one at a time.
 Masks = Iterator[tuple[str, Tensor]]
 
 Shapes = Mapping[str, torch.Size]  # of the weights of all layers by name, in order
@@ -226,7 +225,6 @@ class Neurons(Group):
             raise ValueError(f"sparsity must leave {rule}; got {fraction:g}")
 
     def width(self, shapes: Shapes, fraction: float) -> tuple[int, int]:
-        """Return the neurons of each MLP before and after."""
         mlp = next(iter(mlps_of(shapes).values()), {})
         if not mlp:
             rule = f"of MLPs with layers named {', '.join(_ROWS_OF_NEURON)}"
@@ -269,8 +267,7 @@ WEIGHTS: dict[str, Group] = {"row": Row(), "layer": Layer(), "model": Model()}
 # Those of the pattern neurons: all weights of a neuron count, or those that take its output.
 NEURONS: dict[str, Group] = {"layer": Neurons(), "outputs": Neurons(outputs_alone=True)}
 
-# All that a metric can name.
-GROUPS = WEIGHTS | {"outputs": NEURONS["outputs"]}
+GROUPS = WEIGHTS | {"outputs": NEURONS["outputs"]}  # all that a metric can name
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """What is asked of a pruning, and the passes over the decoder blocks that it takes.
 
 An update and a training change the weights that stay;
-a new pruning method is a new value of one of these. `pruning.pruner` runs the passes, one block
+a new pruning method is a new value of one of these. `pruning.walk` runs the passes, one block
 open at a time: windows go through the dense block, forward or, as gradients, backward; then it is
 pruned and written; then windows go through what it has become.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -44,8 +44,7 @@ class Procedure:
     training: Training | None = None  # changes the weights once a whole block is pruned
     # Whether weights go only so far to those of update and training as windows held back choose.
     guarded: bool = False
-    # How far masked weights go, without an update, to those that one has written before.
-    part: float = 0.0
+    part: float | None = None  # of the way, once they chose it: what was written is only mixed
 
     def __post_init__(self) -> None:
         self.metric.check_scores_weights()
@@ -53,10 +52,6 @@ class Procedure:
             why = "whose threshold needs every layer's scores before the first is pruned"
             rule = f"one-shot with group model, {why}"
             raise ValueError(f"propagation must be {rule}; got 'sequential'")
-
-    def mixed(self, part: float) -> "Procedure":
-        """Return one with the same masks, and a part of the way to the weights of this one."""
-        return replace(self, update=None, training=None, guarded=False, part=part)
 
     @property
     def dense_terminals(self) -> frozenset[str]:

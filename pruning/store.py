@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from prunevolve.pruning.checkpoint import INDEX, Checkpoint, moved, outside_blocks, write_tensors
-from prunevolve.pruning.json_file import write_json
+from prunevolve.pruning.json_file import read_object, write_json
 from prunevolve.pruning.masks import Stays
 from prunevolve.pruning.models import DTYPES, layers_by_block, one_line_errors, skeleton, skip
 from prunevolve.pruning.stream import logits_in_parts
@@ -31,7 +31,8 @@ class ResidentStore:
         self.blocks = tuple(self.layers)
         self.written: set[str] = set()
         self._biases: dict[str, Tensor] = {}  # of layers that became narrower, as they were
-        self._updated: dict[str, Tensor] = {}
+        self._updated: dict[str, Tensor] = {}  # weights from before a `mix`
+        self._stays: dict[str, tuple[int, Tensor]] = {}  # of layers that became narrower
         self.device = torch.device(model.device)  # a walk over the parameters, so only once
 
     def outside(self) -> AbstractContextManager[PreTrainedModel]:
@@ -52,7 +53,9 @@ class ResidentStore:
     def write(self, block: str, weights: Mapping[str, Tensor], stays: Stays) -> None:
         """Make the new weights those of the live block."""
         self._replace(weights)
-        for layer, (side, kept) in stays.items() if self._narrows else ():
+        stays = stays if self._narrows else {}
+        self._stays |= stays
+        for layer, (side, kept) in stays.items():
             module = self.model.get_submodule(layer)
             assert isinstance(module, nn.Linear)
             self._replace({layer: narrowed(module.weight.data, side, kept)})
@@ -69,9 +72,13 @@ class ResidentStore:
         self._updated = {layer: self.dense(layer) for layer in dense}
         self.restore(dense)
 
-    def updated(self, block: str, layer: str) -> Tensor:
-        """Return the weight that was written, before a `mix` if there was one."""
-        return self._updated.get(layer, self.dense(layer))
+    def updated(self, block: str) -> tuple[dict[str, Tensor], Stays]:
+        """Return a block's weights from before the `mix`, in the dense ones' shape, and what stays
+        of layers that became narrower.
+        """
+        layers = self.layers[block]
+        stays = {layer: self._stays[layer] for layer in layers if layer in self._stays}
+        return _widened({x: self._updated[x] for x in layers}, self.dense, stays), stays
 
     def restore(self, dense: Mapping[str, Tensor]) -> None:
         """Make the given dense weights, or copies on its device, the model's: none is written."""
@@ -135,7 +142,7 @@ class FolderStore:
         self._threads = ThreadPoolExecutor(2)  # one reads ahead, one writes
         self._ahead: dict[str, Future[dict[str, nn.Parameter]]] = {}
         self._writing: Future[None] | None = None
-        self._before: Path | None = None  # where shards from before a `mix` are
+        self._before = shards.with_name(f"{shards.name}.before")  # where a `mix` puts them
         self.on_shard: Callable[[Path], object] = lambda path: None  # called with finished ones
         self.written = {block for block in self.blocks if self.shard(block).exists()}
 
@@ -222,43 +229,48 @@ class FolderStore:
                 if name := self._published.get(parameter, ""):
                     tensors[name] = narrowed(tensors[name], side, kept)
                     changed.add(parameter)
+        if stays:  # a shard does not tell, if it is read again
+            self._stays_file(block).parent.mkdir(exist_ok=True)
+            write_json(self._stays_file(block), {x: (y, z.tolist()) for x, (y, z) in stays.items()})
         self._put({name: self._used(tensors[self._published[name]]) for name in changed})
         self.written.add(block)
         path = self.shard(block)
 
         def write_shard() -> None:
-            aside = self._before / path.name if self._before else None
-            if aside and not aside.exists():
-                path.rename(aside)
             write_tensors(path, tensors)
-            if aside:
-                aside.write_bytes(b"")
+            (self._before / path.name).unlink(missing_ok=True)  # so both take one model's room
             self.on_shard(path)
 
         self._writing = self._threads.submit(write_shard)
+
+    def _stays_file(self, block: str) -> Path:
+        name = self.shard(block).with_suffix(".json").name
+        return self._shards.with_name(f"{self._shards.name}.stays") / name
 
     def finish(self) -> None:
         """Wait for the shard that is being written; raises OSError if that failed."""
         if self._writing:
             self._writing.result()
 
-    def mix(self, dense: Mapping[str, Tensor] | None = None) -> None:
-        """Count no block as written but those that were after this: killed anywhere, it goes on.
+    def mix(self, dense: Mapping[str, Tensor]) -> None:
+        """Put all shards aside, of which blocks are written anew; go on with it if it was begun."""
+        if not self._before.exists():
+            self._shards.rename(self._before)
+            self._shards.mkdir()
+        self.written = {block for block in self.blocks if self.shard(block).exists()}
 
-        A shard is put aside before another takes its name, and is emptied after that.
+    def updated(self, block: str) -> tuple[dict[str, Tensor], Stays]:
+        """Return a block's weights as they were written, before a `mix` if there was one, in the
+        dense ones' shape, and what stays of layers that became narrower.
         """
         self.finish()
-        self._before = self._shards.with_name(f"{self._shards.name}.before")
-        self._before.mkdir(exist_ok=True)
-        empty = {path.name for path in self._before.iterdir() if not path.stat().st_size}
-        self.written = {block for block in self.blocks if self.shard(block).name in empty}
-
-    def updated(self, block: str, layer: str) -> Tensor:
-        """Return the weight that was written, before a `mix` if there was one."""
-        path = self.shard(block)
-        if self._before and (aside := self._before / path.name).exists():
-            path = aside
-        return Checkpoint(path).read(self._published[f"{layer}.weight"])
+        path, file = self.shard(block), self._stays_file(block)
+        aside = self._before / path.name
+        read = Checkpoint(aside if aside.exists() else path).read
+        weights = {x: read(self._published[f"{x}.weight"]) for x in self.layers[block]}
+        rows = read_object(file) if file.exists() else {}
+        stays = {layer: (side, torch.tensor(kept)) for layer, (side, kept) in rows.items()}
+        return _widened(weights, self.dense, stays), stays
 
     def write_outside(self) -> None:
         """Write the shard of all tensors outside the blocks, and last the index of all shards."""
@@ -285,9 +297,17 @@ def narrowed(tensor: Tensor, side: int, kept: Tensor) -> Tensor:
     return tensor.index_select(side, kept.to(tensor.device)).contiguous()
 
 
-def widened(tensor: Tensor, shape: torch.Size, side: int, kept: Tensor) -> Tensor:
-    """Return a tensor of that shape, 0 but for the rows or columns that `narrowed` kept."""
-    return tensor.new_zeros(shape).index_copy_(side, kept.to(tensor.device), tensor)
+def _widened(
+    weights: dict[str, Tensor], dense: Callable[[str], Tensor], stays: Stays
+) -> dict[str, Tensor]:
+    """Return weights of layers with 0 in the rows or columns that `narrowed` took out."""
+    wide = {
+        layer: weights[layer]
+        .new_zeros(dense(layer).shape)
+        .index_copy_(side, kept.to(weights[layer].device), weights[layer])
+        for layer, (side, kept) in stays.items()
+    }
+    return weights | wide
 
 
 Store = ResidentStore | FolderStore

@@ -505,7 +505,7 @@ def test_resume_ends_with_the_same_files(prune_small, undisturbed, at_shard, tmp
 @pytest.mark.parametrize("shard", [2, 3, 4])  # of two blocks, which are written twice
 @pytest.mark.parametrize("part", [0.0, 0.3])
 def test_resume_of_what_is_written_again(prune_small, at_shard, tmp_path, monkeypatch, shard, part):
-    monkeypatch.setattr("prunevolve.pruning.pruner.part_chosen", lambda *losses: part)
+    monkeypatch.setattr("prunevolve.pruning.walk.part_chosen", lambda *losses: part)
     way = {"metric": "gblm", "group": "model", "update": "sparsegpt", "propagation": "one-shot"}
     prune_small(**way)
     assert paper(tmp_path / "out", "recipe")["update_part"] == part
@@ -530,7 +530,7 @@ def test_resume_of_what_was_killed_once_windows_had_chosen(
             raise KeyboardInterrupt
 
     keep = result.WorkFolder.keep
-    monkeypatch.setattr("prunevolve.pruning.pruner.part_chosen", lambda *losses: part)
+    monkeypatch.setattr("prunevolve.pruning.walk.part_chosen", lambda *losses: part)
     prune_small(**METHODS["all"])
     expected = checksums_of(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")

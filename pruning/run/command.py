@@ -180,8 +180,6 @@ def _carry_out(
     states = DiskOffload(work.states, fresh=True) if "hidden states" in job.plan.on_disk else {}
     score("dense", model.name)
     procedure = work.procedure(job.procedure)
-    if run.guard.get("part", 1) < 1:  # killed while weights were mixed
-        store.mix()
     try:
         prune(
             store,

@@ -123,7 +123,7 @@ class WorkFolder:
         if not self.run.guard:
             return asked
         part = self.run.guard["part"]
-        return asked.mixed(part) if part < 1 else replace(asked, guarded=False)
+        return replace(asked, part=part) if part < 1 else replace(asked, guarded=False)
 
     def keep(self, kind: str, values: JsonObject) -> None:
         """Add values to those of their kind in `run.json`; any thread may do it."""

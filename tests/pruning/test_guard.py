@@ -15,9 +15,10 @@ from prunevolve.pruning.masks import Target, group_of, pattern_group
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.passes import Procedure
-from prunevolve.pruning.pruner import part_chosen, prune
+from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.store import FolderStore, ResidentStore
+from prunevolve.pruning.weights import part_chosen
 
 WINDOWS = toy_windows(count=HELD_BACK + 2)
 HELD = WINDOWS[::HELD_BACK]
@@ -34,8 +35,12 @@ TARGETS = {
 targets = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 
 
-def updated(target, update, metric="mul(W, X)"):
-    return Procedure(Metric.parse(metric), target, update=update, guarded=True)
+def masked(target):
+    return Procedure(Metric.parse("mul(W, X)"), target)
+
+
+def updated(target, update):
+    return replace(masked(target), update=update, guarded=True)
 
 
 def harmful(weight, removal, gram):
@@ -107,7 +112,7 @@ def test_part_is_where_a_parabola_through_the_losses_is_lowest(losses, part):
 @targets
 def test_what_is_left_out_leaves_the_masked_model(target):
     plain, guarded = toy_model(FAMILY), toy_model(FAMILY)
-    was = run(ResidentStore(plain, narrows=True), updated(target, harmful).mixed(0))
+    was = run(ResidentStore(plain, narrows=True), masked(target))
     now = run(ResidentStore(guarded, narrows=True), updated(target, harmful))
     assert_same_tensors(state_of(guarded), state_of(plain))
     assert now["losses"] == was["losses"]
@@ -118,7 +123,7 @@ def test_what_is_left_out_leaves_the_masked_model(target):
 @targets
 @pytest.mark.parametrize("keeps", [None, False, True])
 def test_weights_are_mixed_by_the_part(dense, tmp_path, target, keeps, monkeypatch):
-    monkeypatch.setattr("prunevolve.pruning.pruner.part_chosen", lambda *losses: 0.25)
+    monkeypatch.setattr("prunevolve.pruning.walk.part_chosen", lambda *losses: 0.25)
 
     def stores():
         return (
@@ -128,7 +133,7 @@ def test_weights_are_mixed_by_the_part(dense, tmp_path, target, keeps, monkeypat
         )
 
     plain, mixed = stores()
-    run(plain, updated(target, twice).mixed(0))
+    run(plain, masked(target))
     now = run(mixed, updated(target, twice))
     if keeps is None:
         tensors, expected = state_of(mixed.model), state_of(plain.model)
@@ -143,13 +148,20 @@ def test_weights_are_mixed_by_the_part(dense, tmp_path, target, keeps, monkeypat
         assert measured == pytest.approx([float(x) for x in losses], rel=1e-5)
 
 
+def test_weights_are_mixed_by_the_masks_of_the_update_behind_pruned_blocks(monkeypatch):
+    monkeypatch.setattr("prunevolve.pruning.walk.part_chosen", lambda *losses: 0.5)
+    model = toy_model(FAMILY)
+    how = {"update": "sparsegpt", "propagation": "sequential", "group": "row"}
+    report = prunevolve.prune(model, "wanda", WINDOWS, sparsity=0.5, **how)
+    assert all(layer.pattern_ok for layer in report.layers)
+
+
 @targets
 def test_losses_compared_are_those_of_windows_held_back(target):
     model = toy_model(FAMILY)
     guard = run(ResidentStore(model, narrows=True), updated(target, harmless))["guard"]
     plain = toy_model(FAMILY)  # by the other windows
-    procedure = updated(target, harmless).mixed(0)
-    prune(ResidentStore(plain, narrows=True), procedure, {"calibration": OTHERS})
+    prune(ResidentStore(plain, narrows=True), masked(target), {"calibration": OTHERS})
     assert_same_tensors(state_of(model), state_of(plain))
     expected = float(losses_in(ResidentStore(model), HELD).mean())
     assert guard == {
@@ -162,11 +174,11 @@ def test_losses_compared_are_those_of_windows_held_back(target):
 
 @targets
 def test_losses_are_those_without_half_and_all_of_the_update(target, monkeypatch):
-    monkeypatch.setattr("prunevolve.pruning.pruner.part_chosen", lambda *losses: 1.0)
+    monkeypatch.setattr("prunevolve.pruning.walk.part_chosen", lambda *losses: 1.0)
     guard = run(ResidentStore(toy_model(FAMILY), narrows=True), updated(target, twice))["guard"]
     for name, factor in (("without", 1), ("half", 1.5), ("with", 2)):
         store = ResidentStore(toy_model(FAMILY))
-        prune(store, updated(target, twice).mixed(0), {"calibration": OTHERS})
+        prune(store, masked(target), {"calibration": OTHERS})
         for layer in store.layers.values():
             for weight in layer.values():
                 weight.weight.data *= factor
@@ -178,7 +190,7 @@ def test_losses_are_those_without_half_and_all_of_the_update(target, monkeypatch
 @pytest.mark.parametrize("keeps", [False, True])
 def test_shards_are_those_of_the_plain_pruning(dense, tmp_path, target, keeps):
     plain, guarded = tmp_path / "plain", tmp_path / "guarded"
-    was = run(folder_store(dense, plain, keeps), updated(target, harmful).mixed(0))
+    was = run(folder_store(dense, plain, keeps), masked(target))
     now = run(folder_store(dense, guarded, keeps), updated(target, harmful))
     assert_same_tensors(tensors_of(guarded), tensors_of(plain))
     assert now["losses"] == was["losses"]
@@ -194,7 +206,7 @@ class Killed(Exception):
 def test_killed_at_any_moment_it_comes_to_the_same(
     dense, tmp_path, target, moment, part, monkeypatch
 ):
-    monkeypatch.setattr("prunevolve.pruning.pruner.part_chosen", lambda *losses: part)
+    monkeypatch.setattr("prunevolve.pruning.walk.part_chosen", lambda *losses: part)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(folder_store(dense, whole), updated(target, twice))
     store, shards, found = folder_store(dense, killed), [], {}
@@ -222,9 +234,7 @@ def test_killed_at_any_moment_it_comes_to_the_same(
     resumed = folder_store(dense, killed)
     assert bool(found) == (moment in ("record", "first shard again"))
     if found:
-        resumed.mix()
-        assert len(resumed.written) == (moment == "first shard again")
-        prune(resumed, updated(target, twice).mixed(part), {"calibration": OTHERS})
+        prune(resumed, replace(updated(target, twice), part=part), {})
     else:
         go(resumed)
     assert_same_tensors(tensors_of(killed), tensors_of(whole))

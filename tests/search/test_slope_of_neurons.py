@@ -12,9 +12,10 @@ from toy_setup import criterion_of, embedded_setup, made_of, small
 from prunevolve.pruning.masks import Neurons, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
-from prunevolve.pruning.pruner import collect, zeroed
+from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.statistics import of_layer
 from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.weights import zeroed
 from prunevolve.search.breeding.factors import MAX_FACTORS
 from prunevolve.search.breeding.product import factors_of, product_of_powers
 from prunevolve.search.records import Candidate
