@@ -234,6 +234,8 @@ def test_killed_at_any_moment_it_comes_to_the_same(
     resumed = folder_store(dense, killed)
     assert bool(found) == (moment in ("record", "first shard again"))
     if found:
+        resumed.mix({})
+        assert len(resumed.written) == (moment == "first shard again")
         prune(resumed, replace(updated(target, twice), part=part), {})
     else:
         go(resumed)

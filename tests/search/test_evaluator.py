@@ -121,7 +121,10 @@ def test_evaluate_restores_every_weights_bits(on_two_models, criterion, limit, k
 @pytest.mark.parametrize(
     ("criterion", "message"),
     [
-        (criterion_of("W", "column"), "group must be one of row, layer, model, outputs, got 'col"),
+        (
+            criterion_of("W", "column"),
+            "group must be one of row, layer, model, outputs, got 'column'",
+        ),
         (criterion_of("mul(W, M)"), r"metric 'mul\(W, M\)' uses M, and M is None: pass it"),
     ],
     ids=str,
