@@ -82,7 +82,7 @@ def resolve_model(
     A hub id without a commit or revision gets the one it is at. The dtype `auto` is the config's,
     or what suits the device, and gradients if there are any, better; the device is the first GPU if
     there is one; a window has 512 tokens, or those of a shorter context. The embedded model's
-    figures are those of windows of 256, in float32.
+    figures are those of windows of 256.
     """
     device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype not in ("auto", *DTYPES):
@@ -97,9 +97,7 @@ def resolve_model(
         raise ValueError(f"seqlen must be 2 to {context}, the model's context; got {seqlen}")
     own_dtype = str(config.dtype or config.get_text_config().dtype).removeprefix("torch.")
     own_dtype, why_dtype = own_dtype if own_dtype in DTYPES else "float32", ""
-    if name == EMBEDDED and dtype == "auto":
-        dtype = "float32"
-    elif dtype == "auto":
+    if dtype == "auto":
         dtype, why_dtype = _suited(own_dtype, device, gradients)
     seqlen = seqlen or min(256 if name == EMBEDDED else 512, context)
     tokenizer = load_tokenizer(name, config)

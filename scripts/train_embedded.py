@@ -62,6 +62,8 @@ def main(
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     model.float()  # keeps the rounded weights, so that these are what is measured
+    model.config.dtype = model.dtype  # what it computes in, wherever it is loaded
+    model.config.save_pretrained(out)
     digest = hashlib.sha256((topics + others).encode()).hexdigest()
     training, report = (perplexity(model, tokenizer, part) for part in ("training", "report"))
     card = f"""# The embedded model

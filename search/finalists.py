@@ -169,7 +169,7 @@ class _Judge:
         What still has more than `MAX_FACTORS` factors cannot win, and is not measured.
         """
         steps = []
-        (path,) = self._pool.shorter("leaving out factors", [leader])
+        path = self._pool.shorter("leaving out factors", leader)
         for number, (criterion, left_out) in enumerate(path, 1):
             shorter = Record(leader.candidate, replace(leader.outcome, tuned=criterion))
             steps.append(Finalist(f"{leader.index}-{number}", shorter, left_out=left_out))

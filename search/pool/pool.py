@@ -101,20 +101,17 @@ class Pool:
         self._wait(stage, lambda: (len(every.keys() & self.measured.keys()), len(every)))
         return self.measured
 
-    def shorter(
-        self, stage: str, records: Sequence[Record]
-    ) -> list[list[tuple[Criterion, Metric]]]:
-        """Return what `Evaluator.shortening` makes of some candidates; raises as `losses` does."""
-        jobs = [self._add("shortening", record.criterion, record.index) for record in records]
+    def shorter(self, stage: str, record: Record) -> list[tuple[Criterion, Metric]]:
+        """Return what `Evaluator.shortening` makes of a candidate; raises as `losses` does."""
+        job = self._add("shortening", record.criterion, record.index)
 
         def how_far() -> tuple[int, int]:
-            far = [(job.step or Step(0, 1), job.result is not None) for job in jobs]
+            step = job.step or Step(0, 1)
             # A last step is the answer, which may come early.
-            done = sum(step.total + 1 if ended else step.done for step, ended in far)
-            return done, sum(step.total + 1 for step, _ in far)
+            return step.done if job.result is None else step.total + 1, step.total + 1
 
         self._wait(stage, how_far)
-        return [cast("list[tuple[Criterion, Metric]]", job.result) for job in jobs]
+        return cast("list[tuple[Criterion, Metric]]", job.result)
 
     def _wait(self, stage: str, how_far: Callable[[], tuple[int, int]]) -> None:
         """Let the workers work until all is done, and show it."""

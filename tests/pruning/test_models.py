@@ -1,5 +1,7 @@
 """Families of architectures: what is found in a model, and running its blocks one at a time."""
 
+import shutil
+
 import pytest
 import torch
 from refusals import refusal
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from prunevolve.pruning.models import (
     decoder_blocks,
+    find_model,
     hub_id,
     linear_layers,
     load_config,
@@ -101,3 +104,9 @@ def test_auto_dtype_suits_device_and_gradients(
     slow = "device cpu has no fast arithmetic for"
     why = why.format(narrow="float16 is too narrow for gradients", slow=slow)
     assert (model.dtype, model.why_dtype) == (dtype, why)
+
+
+def test_copy_of_the_embedded_model_computes_as_it_does(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True)
+    copy = shutil.copytree(find_model("embedded"), tmp_path / "copy")
+    assert {resolve_model(x, device="cpu").dtype for x in ("embedded", str(copy))} == {"float32"}

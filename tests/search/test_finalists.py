@@ -66,9 +66,9 @@ def judged(monkeypatch):
             baselines={"wanda": None},
         )
 
-        def shorter(stage, records):
-            asked.extend(record.index for record in records)
-            return [path_of(record.criterion, order) for record in records]
+        def shorter(stage, record):
+            asked.append(record.index)
+            return path_of(record.criterion, order)
 
         pool = SimpleNamespace(losses=losses, shorter=shorter, scale=scale(), measured=known)
         found = [record_of(i, text, 0.1, "model") for i, text in enumerate(texts)]

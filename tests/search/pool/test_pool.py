@@ -512,25 +512,17 @@ def test_status_says_how_far_some_descents_are():
 
 
 @pytest.mark.parametrize("fault", [None, *FAULTS.values()])
-def test_shorter_gives_the_path_of_each_in_order_whatever_happens(backend, fault):
-    paths = {"mul(G, W)": [], "W": [(Criterion.parse("W", "model"), Metric("G"))]}
+@pytest.mark.parametrize("path", [[], [(Criterion.parse("W", "model"), Metric("G"))]])
+def test_shorter_gives_the_path_of_a_candidate_whatever_happens(backend, fault, path):
     backend.does = stepping = Stepping(2)
     pool = ready_pool(backend)
-
-    def does(worker, job):
-        assert not job.is_candidate and job.method == "shortening"
-        criterion, index = job.arguments
-        stepping.result = paths[criterion.text]
-        assert index == (7 if criterion.text == "W" else 3)
-        return stepping(worker, job)
-
-    backend.does = does
+    stepping.result = path
     if fault:
         stepping.faults = {(sorted(backend.staff)[0], 2): fault}
-    records = [record_of(7, "W", 0.1, "model"), record_of(3, "mul(G, W)", 0.2, "model")]
-    expected = [paths["W"], paths["mul(G, W)"]]
-    assert pool.shorter("leaving out", records) == expected
-    assert pool.shorter("leaving out", []) == []
+    record = record_of(7, "W", 0.1, "model")
+    assert pool.shorter("leaving out", record) == path
+    asked = {(job.method, *job.arguments) for _, job, _ in backend.given}
+    assert asked == {("shortening", record.criterion, 7)}
     assert sum(pool.workers.faults.values()) == bool(fault)
 
 
@@ -539,4 +531,4 @@ def test_shorter_that_cannot_be_done_is_one_line(backend):
     pool = ready_pool(backend)
     problem = f"^a worker failed in shortening: {RAISED.line}$"
     with pytest.raises(CallError, match=problem):
-        pool.shorter("leaving out", [record_of(7, "W", 0.1, "model")])
+        pool.shorter("leaving out", record_of(7, "W", 0.1, "model"))
