@@ -7,7 +7,7 @@ from math import prod
 
 from prunevolve.pruning.formula import POWERS
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.operators import POWER, Shape
+from prunevolve.pruning.operators import NUMBER, POWER, Shape
 
 _ONE = Metric.constant(1)
 
@@ -58,7 +58,7 @@ def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:
     for base, exponent in powers:
         match base:
             case Metric("quot", (matrix, Metric("rowmean" | "colmean", (inner,)) as mean)) if (
-                matrix == inner
+                matrix == inner and mean.shape != NUMBER
             ):
                 parts = [(matrix, exponent), (mean, -exponent)]
             case _:
@@ -102,6 +102,10 @@ def _flat(metric: Metric, outer: float) -> list[tuple[Metric, float]]:
             return parts
         return [(base if base.never_negative else Metric("abs", (base,)), exponent * outer)]
     match metric:
+        case Metric("quot", (x, Metric("rowmean" | "colmean", (y,)) as mean)) if (
+            x == y and mean.shape == NUMBER
+        ):
+            return [(metric, outer)]  # a vector on a scale of the layer's, which it keeps
         case Metric("mul" | "quot" as name, (x, y)):
             return _flat(x, outer) + _flat(y, outer if name == "mul" else -outer)
         case Metric("exp", (Metric("mul") as inner,)):

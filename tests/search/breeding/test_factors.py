@@ -59,9 +59,12 @@ def test_products_and_children_are_within_the_limits_and_parents_unchanged(setti
     assert different > 230
 
 
-PRODUCT = factors_of(
-    Metric.parse("mul(mul(W, G), mul(sqrt(divrms(X, X)), quot(divrms(V, V), divrms(H, H))))")
-)
+def by_mean(terminal):
+    return f"quot(sqrt({terminal}), rowmean(sqrt({terminal})))"
+
+
+VECTORS = f"mul(sqrt({by_mean('X')}), quot({by_mean('V')}, {by_mean('H')}))"
+PRODUCT = factors_of(Metric.parse(f"mul(mul(W, G), {VECTORS})"))
 
 
 def mutated(kind, seed, product=PRODUCT):
@@ -85,7 +88,7 @@ def test_mutations_change_one_factor_and_leave_the_core(kind, lengths):
 
 def test_table_has_the_factors_of_the_terminals_that_may_be_in_it():
     texts = [factor.text for factor in factors_for("WX", "model")]
-    assert texts == ["quot(W, rowmean(W))", "quot(W, colmean(W))", "divrms(X, X)"]
+    assert texts == ["quot(W, rowmean(W))", "quot(W, colmean(W))", by_mean("X")]
     assert len(factors_for(ALL, "model")) == 12
 
 
@@ -96,7 +99,7 @@ def test_table_leaves_out_what_is_the_same_for_all_that_compete():
     }
     assert not left_out["layer"]
     assert left_out["row"] == {
-        *("divrms(rowmean(mul(W, G)), mul(W, G))", "divrms(B, B)"),
+        *("divrms(rowmean(mul(W, G)), mul(W, G))", "quot(sqrt(B), colmean(sqrt(B)))"),
         "exp(divrms(rowmean(quot(M, G)), rowmean(quot(M, G))))",
     }
     assert MATRIX in {factor.shape for factor in factors_for(ALL, "model")}
@@ -124,6 +127,7 @@ RELATIVE = "quot(mul(power(W, 1.4), G), power(rowmean(W), 0.4))"
         # A score whose layers compete has no units, and none without a mean's power either.
         (RELATIVE, {"G": 1, "quot(W, rowmean(W))": 0.4, "W": 1}),
         ("quot(W, colmean(W))", {"quot(W, colmean(W))": 1}),
+        (f"quot(W, power({by_mean('X')}, 0.3))", {"W": 1, by_mean("X"): -0.3}),
         ("quot(power(W, 1.4), power(rowmean(W), 0.1))", {"W": 1.4, "rowmean(W)": -0.1}),
     ],
 )
