@@ -34,9 +34,9 @@ _RELATIVE = (
     *(f"quot({x}, {side.format(x)})" for x in "WG" for side in _SIDES),
     *(f"divrms({side.format('mul(W, G)')}, mul(W, G))" for side in _SIDES),
     *(f"exp(divrms({x}, {x}))" for x in (side.format("quot(M, G)") for side in _SIDES)),
-    # By the mean of roots: a few huge inputs would rule that of squares.
+    *(f"divrms({x}, {x})" for x in "XVBH"),
+    # A few huge inputs rule a root mean square, and hardly the mean of roots.
     *(f"quot(sqrt({x}), rowmean(sqrt({x})))" for x in "XVH"),
-    "quot(sqrt(B), colmean(sqrt(B)))",
 )
 _TABLE = tuple(map(Metric.parse, _RELATIVE))
 

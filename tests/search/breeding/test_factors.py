@@ -88,8 +88,8 @@ def test_mutations_change_one_factor_and_leave_the_core(kind, lengths):
 
 def test_table_has_the_factors_of_the_terminals_that_may_be_in_it():
     texts = [factor.text for factor in factors_for("WX", "model")]
-    assert texts == ["quot(W, rowmean(W))", "quot(W, colmean(W))", by_mean("X")]
-    assert len(factors_for(ALL, "model")) == 12
+    assert texts == ["quot(W, rowmean(W))", "quot(W, colmean(W))", "divrms(X, X)", by_mean("X")]
+    assert len(factors_for(ALL, "model")) == 15
 
 
 def test_table_leaves_out_what_is_the_same_for_all_that_compete():
@@ -99,7 +99,7 @@ def test_table_leaves_out_what_is_the_same_for_all_that_compete():
     }
     assert not left_out["layer"]
     assert left_out["row"] == {
-        *("divrms(rowmean(mul(W, G)), mul(W, G))", "quot(sqrt(B), colmean(sqrt(B)))"),
+        *("divrms(rowmean(mul(W, G)), mul(W, G))", "divrms(B, B)"),
         "exp(divrms(rowmean(quot(M, G)), rowmean(quot(M, G))))",
     }
     assert MATRIX in {factor.shape for factor in factors_for(ALL, "model")}
