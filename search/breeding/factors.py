@@ -35,18 +35,21 @@ _RELATIVE = (
     *(f"divrms({side.format('mul(W, G)')}, mul(W, G))" for side in _SIDES),
     *(f"exp(divrms({x}, {x}))" for x in (side.format("quot(M, G)") for side in _SIDES)),
     *(f"divrms({x}, {x})" for x in "XVBH"),
-    # A few huge inputs rule a root mean square, and hardly the mean of roots.
-    *(f"quot(sqrt({x}), rowmean(sqrt({x})))" for x in "XVH"),
 )
-_TABLE = tuple(map(Metric.parse, _RELATIVE))
+# A few huge inputs rule a root mean square, and hardly the mean of roots.
+_OTHER_SCALES = tuple(f"quot(sqrt({x}), rowmean(sqrt({x})))" for x in "XVH")
+_TABLE = tuple(map(Metric.parse, (*_RELATIVE, *_OTHER_SCALES)))
 
 
 def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
     """Return the table of factors of some terminals, each relative to its row, column or layer.
 
-    What is the same for all that compete in a comparison group is left out.
+    What is the same for all that compete in a comparison group is left out, and so is another scale
+    of a layer where layers do not compete.
     """
-    allowed = (factor for factor in _TABLE if factor.terminals <= set(terminals))
+    allowed = [factor for factor in _TABLE if factor.terminals <= set(terminals)]
+    if group != "model":
+        allowed = [factor for factor in allowed if factor.text not in _OTHER_SCALES]
     return tuple(x for x in allowed if x.shape.by_column or group != "row")
 
 
