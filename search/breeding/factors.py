@@ -37,8 +37,8 @@ _RELATIVE = (
     *(f"divrms({x}, {x})" for x in "XVBH"),
 )
 # A few huge inputs rule a root mean square, and hardly the mean of roots.
-_OTHER_SCALES = tuple(f"quot(sqrt({x}), rowmean(sqrt({x})))" for x in "XVH")
-_TABLE = tuple(map(Metric.parse, (*_RELATIVE, *_OTHER_SCALES)))
+_OTHER_SCALES = tuple(Metric.parse(f"quot(sqrt({x}), rowmean(sqrt({x})))") for x in "XVH")
+_TABLE = tuple(map(Metric.parse, _RELATIVE))
 
 
 def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
@@ -47,9 +47,8 @@ def factors_for(terminals: Iterable[str], group: str) -> tuple[Metric, ...]:
     What is the same for all that compete in a comparison group is left out, and so is another scale
     of a layer where layers do not compete.
     """
-    allowed = [factor for factor in _TABLE if factor.terminals <= set(terminals)]
-    if group != "model":
-        allowed = [factor for factor in allowed if factor.text not in _OTHER_SCALES]
+    table = (*_TABLE, *_OTHER_SCALES) if group == "model" else _TABLE
+    allowed = (factor for factor in table if factor.terminals <= set(terminals))
     return tuple(x for x in allowed if x.shape.by_column or group != "row")
 
 

@@ -56,13 +56,9 @@ def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:
     """
     flat: Exponents = {}
     for base, exponent in powers:
-        match base:
-            case Metric("quot", (matrix, Metric("rowmean" | "colmean", (inner,)) as mean)) if (
-                matrix == inner and mean.shape != NUMBER
-            ):
-                parts = [(matrix, exponent), (mean, -exponent)]
-            case _:
-                parts = [(base, exponent)]
+        parts = [(base, exponent)]
+        if (mean := _mean_below(base)) and mean.shape != NUMBER:
+            parts = [(base.operands[0], exponent), (mean, -exponent)]
         for part, share in parts:
             flat[part] = round(flat.get(part, 0.0) + share, 6)
     above, below = [], []
@@ -80,6 +76,14 @@ def product_of_powers(powers: Iterable[tuple[Metric, float]]) -> Metric:
             above += [product_of(over)] if over else []
             below += under
     return Metric("quot", (product_of(above), product_of(below))) if below else product_of(above)
+
+
+def _mean_below(base: Metric) -> Metric | None:
+    """Return the mean that a metric is relative to if it is its own."""
+    match base:
+        case Metric("quot", (x, Metric("rowmean" | "colmean", (y,)) as mean)) if x == y:
+            return mean
+    return None
 
 
 def _sides(base: Metric) -> tuple[int, Shape]:
@@ -101,11 +105,9 @@ def _flat(metric: Metric, outer: float) -> list[tuple[Metric, float]]:
         if all(part.never_negative for part, _ in parts):
             return parts
         return [(base if base.never_negative else Metric("abs", (base,)), exponent * outer)]
+    if (mean := _mean_below(metric)) and mean.shape == NUMBER:
+        return [(metric, outer)]  # a vector on a scale of the layer's, which it keeps
     match metric:
-        case Metric("quot", (x, Metric("rowmean" | "colmean", (y,)) as mean)) if (
-            x == y and mean.shape == NUMBER
-        ):
-            return [(metric, outer)]  # a vector on a scale of the layer's, which it keeps
         case Metric("mul" | "quot" as name, (x, y)):
             return _flat(x, outer) + _flat(y, outer if name == "mul" else -outer)
         case Metric("exp", (Metric("mul") as inner,)):

@@ -523,6 +523,7 @@ def test_shorter_gives_the_path_of_a_candidate_whatever_happens(backend, fault, 
     assert pool.shorter("leaving out", record) == path
     asked = {(job.method, *job.arguments) for _, job, _ in backend.given}
     assert asked == {("shortening", record.criterion, 7)}
+    assert not any(job.is_candidate for _, job, _ in backend.given)
     assert sum(pool.workers.faults.values()) == bool(fault)
 
 
