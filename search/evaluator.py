@@ -60,8 +60,9 @@ class Resident:
         self._pruned: tuple[Metric, Target] | None = None
         self._scored: Metric | None = None
         self._scores: dict[str, Tensor] = {}
+        self._dense: dict[str, list[float]] = {}  # its losses by role: all its tasks have the same
         began = time.perf_counter()
-        self.dense = self.dense_losses("fitness")
+        self.dense_losses("fitness")
         self.seconds = time.perf_counter() - began
 
     def collect_statistics(self, terminals: frozenset[str]) -> dict[str, Tensor]:
@@ -94,12 +95,13 @@ class Resident:
 
     def dense_losses(self, role: str) -> list[float]:
         """Return `losses` of the dense model; raise ValueError if one is not finite."""
-        losses = self.losses(role)
-        if not all(map(math.isfinite, losses)):
+        if role not in self._dense:
+            self._dense[role] = self.losses(role)
+        if not all(map(math.isfinite, self._dense[role])):
             name, dtype = self.subject.model, self.subject.dtype
             rule = f"must have finite losses on its {role} text"
             raise ValueError(f"model {name!r} {rule}, got one that is not, in {dtype}: set dtype")
-        return losses
+        return self._dense[role]
 
     def prune(self, metric: Metric, target: Target) -> None:
         """Prune the model, whatever its state was; DegenerateScores if there is no mask."""
@@ -237,7 +239,7 @@ class Evaluator:
         """
         resident = self._resident(task)
         if criterion is None:
-            return resident.dense if role == "fitness" else resident.dense_losses(role)
+            return resident.dense_losses(role)
         try:
             resident.prune(criterion.metric, self.experiment.target(task, criterion.group))
             losses = resident.losses(role)
@@ -258,7 +260,7 @@ class Evaluator:
         # of the first, and costs a pruning, which takes less time than a window.
         for end, task in product((*stages, None), self.experiment.tasks_of("fitness")):
             resident = self._resident(task)
-            if len(losses[task]) == len(resident.dense):
+            if len(losses[task]) == len(resident.dense_losses("fitness")):
                 continue
             if stages and candidate.limits and (ended := self._ended(losses, candidate.limits)):
                 return ended

@@ -23,16 +23,11 @@ from prunevolve.search.experiment import resolve
 from prunevolve.search.run_folder import RunFolder
 
 PRUNINGS = {
-    "row": "--metric wanda --group row",
     "statistics": "--metric W*(G+X+V+H+abs(M)+B)",
     "layer": "--metric magnitude --group layer",
-    "model": "--metric snip --group model",
     "2:4": "--metric gblm --pattern 2:4",
     "own masks": "--metric sparsegpt",
-    "update": "--metric wanda --update sparsegpt",
-    "training": "--metric wanda --update reconstruct",
-    "sequential": "--metric wanda --propagation sequential",
-    "fast": "--recipe fast",
+    "training": "--metric snip --group model --update reconstruct",
 }
 WINDOWS = (
     "--samples 4 --seqlen 32 --corpus embedded --split calibration[:9%] "
@@ -78,10 +73,10 @@ def test_pruning_ends_as_on_the_cpu(pruned, tmp_path, device, way):
 
 
 def test_streamed_pruning_ends_as_on_the_cpu(pruned, tmp_path, device):
-    pruned("cpu", "cpu", PRUNINGS["fast"])
-    refusal = pruned("device", device, f"{PRUNINGS['fast']} --max-memory 1KiB", code=2)
+    pruned("cpu", "cpu", "--recipe fast")
+    refusal = pruned("device", device, "--recipe fast --max-memory 1KiB", code=2)
     least = re.search("must be at least ([0-9]+) KiB", refusal)[1]
-    told = pruned("device", device, f"{PRUNINGS['fast']} --max-memory {least}KiB")
+    told = pruned("device", device, f"--recipe fast --max-memory {least}KiB")
     assert "plan: streamed, one block at a time" in told
     assert_as_on_the_cpu(tmp_path)
 

@@ -203,7 +203,7 @@ def test_every_finalist_is_in_the_hall_of_fame_and_can_be_applied_by_its_name(fi
 def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(tiny_llama_dir, tmp_path):
     run = tmp_path / "run"
     more = ("pruning.group=model", "search.units=required", "search.primitives=extended")
-    search(run, *more, f"selection.model={tiny_llama_dir}")
+    search(run, *more, "search.candidates=8", f"selection.model={tiny_llama_dir}")
     summary = read(run / "summary.json")
     assert [(task["weight"], task["model"]) for task in summary["tasks"]] == [
         (1.0, "embedded"),
@@ -490,7 +490,7 @@ def test_seed_that_is_a_method_is_said_to_be_its_score_alone(tmp_path, call):
 
 def test_extended_primitives_collect_their_statistics_and_breed_from_them(tmp_path):
     seeds = "search.seeds=[ria, 'mul(W, add(V, mul(0.5, B)))', wifv]"
-    search(tmp_path / "run", "search.primitives=extended", seeds)
+    search(tmp_path / "run", "search.primitives=extended", "search.candidates=4", seeds)
     with safe_open(tmp_path / "run/statistics.safetensors", "pt") as tensors:
         # B is of a seed alone.
         assert {key.partition("/")[0] for key in tensors.keys()} == set("BGHMVX")  # noqa: SIM118
