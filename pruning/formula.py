@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple, Never
 
-from prunevolve.pruning.names import FORMS
+from prunevolve.pruning.baselines import FORMS
 from prunevolve.pruning.operators import OPERATORS, POWER
 from prunevolve.pruning.statistics import TERMINALS
 

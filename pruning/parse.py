@@ -4,12 +4,11 @@ import re
 from functools import cache
 from pathlib import Path
 
-from prunevolve.pruning.baselines import NAMED
+from prunevolve.pruning.baselines import NAMED, find_metric
 from prunevolve.pruning.formula import MAX_DEPTH
 from prunevolve.pruning.json_file import parse_object, read_text
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.metric import Criterion, Metric
-from prunevolve.pruning.names import find_metric
 
 SCHEMA = 1
 """Version of the files that hold a metric in the folder of a search, and of a pruned model."""

@@ -306,3 +306,16 @@ def zero_marked(bits: Array, mask: Array, zeroed: Array) -> None:
     for row in range(len(bits)):
         for column in range(bits.shape[1]):
             zeroed[row, column] = bits[row, column] * (not mask[row, column])
+
+
+def zeroed(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return a weight with zeros where a mask is True and the same bits elsewhere."""
+    mask = mask.expand_as(weight)
+    # The bits, so that no NaN is computed with; numpy has no bfloat16.
+    integers = torch.int16 if weight.element_size() == 2 else torch.int32
+    bits, mask = weight.view(integers), mask.to(weight.device)
+    if weight.device.type == "cpu":
+        zeros = torch.empty_like(bits, memory_format=torch.contiguous_format)
+        zero_marked(bits.numpy(), mask.contiguous().numpy(), zeros.numpy())
+        return zeros.view(weight.dtype)
+    return torch.mul(bits, ~mask).view(weight.dtype)

@@ -3,11 +3,13 @@
 The search scores and masks its candidates with the same code.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,11 +19,10 @@ from prunevolve.pruning.masks import Stays, stays_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.passes import Pass, Procedure, Removal, Step
 from prunevolve.pruning.progress import Progress
-from prunevolve.pruning.ranking import DegenerateScores, check_extremes, extremes
+from prunevolve.pruning.ranking import DegenerateScores, check_extremes, extremes, zeroed
 from prunevolve.pruning.statistics import GRAM, exact_fp32, of_layer
 from prunevolve.pruning.store import Store
 from prunevolve.pruning.stream import Stream, logits_in_parts
-from prunevolve.pruning.weights import between, part_chosen, zeroed
 
 _JUDGING = ("masked", "half", "updated")  # streams of the windows held back
 
@@ -295,3 +296,26 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, wanted in before.items():
             parameter.requires_grad_(wanted)
+
+
+def part_chosen(without: float, half: float, all_of_it: float) -> float:
+    """Return the part of an update's way, in tenths, where a parabola through losses is lowest.
+
+    Masks by gradients can lower the loss of little pruning below the dense model's, and to restore
+    the dense outputs undoes that. Where the parabola has no lowest point, or losses are not finite,
+    it is the best of the three.
+    """
+    curve = 2 * (without - 2 * half + all_of_it)
+    if math.isfinite(curve) and curve > 0:
+        return round(min(max((3 * without - 4 * half + all_of_it) / (2 * curve), 0.0), 1.0), 1)
+    losses = {0.0: without, 0.5: half, 1.0: all_of_it}
+    return min((x for x in losses if math.isfinite(losses[x])), key=losses.__getitem__, default=0.0)
+
+
+def between(dense: Tensor, changed: Tensor, part: float) -> Tensor:
+    """Return weights, fp32, a part of the way from dense ones to changed ones, and 0 where these
+    are.
+    """
+    masked = zeroed(dense, changed == 0).float()
+    # Changed ones that are not finite make nothing else finite.
+    return torch.lerp(masked, changed.to(masked.device).float(), part) if part else masked

@@ -8,13 +8,15 @@ all processes, `per_hour` (candidates, by these seconds), `workers` (`ready`, `b
 `baselines`.
 """
 
+import math
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -25,7 +27,6 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.progress import shown_progress
 from prunevolve.search.records import OUTCOMES, Record, Timing
 from prunevolve.search.run_folder import FolderError, RunFolder, WriteError
-from prunevolve.search.verdict import convergence
 
 if TYPE_CHECKING:  # a status is shown without the libraries of a search
     from prunevolve.search.evolution import Evolution
@@ -175,6 +176,18 @@ def lines_of(status: JsonObject) -> list[str]:
     if status["faults"]:
         lines.append(f"faults: {_counts(status['faults'])}; the last: {status['trouble']}")
     return lines
+
+
+def convergence(fitness: Sequence[float | None]) -> str:
+    """Say when the best of all candidates came, and what the last third of them brought."""
+    best = list(accumulate((math.inf if f is None else f for f in fitness), min))
+    if not best or best[-1] == math.inf:
+        return "no candidate was evaluated yet"
+    line = f"last improvement: candidate {best.index(best[-1])} of {len(best)}"
+    before = best[len(best) - len(best) // 3 - 1]
+    gain = before - best[-1]
+    more = f"{gain:.4f} lower in the last third" if gain else "none in the last third"
+    return line if before == math.inf else f"{line}, {more}"
 
 
 def _formula(text: str) -> str:

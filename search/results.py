@@ -2,7 +2,9 @@
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Column
@@ -18,11 +20,14 @@ from prunevolve.search import report
 from prunevolve.search.evaluator import perplexity_of
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.finalists import Finalist, choose
-from prunevolve.search.progress import FINISHED, Recorder
+from prunevolve.search.progress import FINISHED, Recorder, convergence
 from prunevolve.search.records import Candidate, Outcome, Record
+from prunevolve.search.report import best_of_the_baselines, shown
 from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import Measured, baselines_on, cells_of, paired_difference, wanted_of
-from prunevolve.search.verdict import convergence, looks_at_report, verdict_of
+
+CLEAR = 2.0  # standard errors above which a difference counts as clear
+_KINDS = ("unknown", "worse", "level", "better")  # from the worst to the best
 
 
 def finish(recorder: Recorder) -> JsonObject:
@@ -190,9 +195,6 @@ def write_report(folder: RunFolder) -> bool:
 
     Another process may go on working there: only whole lines of its journal are read.
     """
-    # Imported here, so that a search does not load matplotlib when it starts.
-    from prunevolve.search.charts import WIDE, fitness_chart, path_chart
-
     records, summary = folder.records(), folder.summary()
     if all(record.fitness is None for record in records):
         raise FolderError(
@@ -202,9 +204,9 @@ def write_report(folder: RunFolder) -> bool:
     config = schema.load(folder.path / "config.yaml", [])
     size = config.search.population
     charts = (
-        fitness_chart(records, size),
-        fitness_chart(records, size, WIDE),
-        path_chart(summary["path"]) if summary and summary["path"] else "",
+        report.fitness_chart(records, size),
+        report.fitness_chart(records, size, report.WIDE),
+        report.path_chart(summary["path"]) if summary and summary["path"] else "",
     )
     status, environment = folder.read_json("status.json"), folder.read_json("environment.json")
     commands = commands_of(folder.path, config)
@@ -212,3 +214,61 @@ def write_report(folder: RunFolder) -> bool:
     folder.write_text("fitness.svg", charts[0])
     folder.write_text("report.html", page)
     return summary is not None and summary["candidates"] == len(records)
+
+
+class Verdict(NamedTuple):
+    """How the metric that a run found does on the report text, compared with the best baseline."""
+
+    kind: str  # better or worse by at least `CLEAR` errors, or level; unknown without an error
+    sentence: str
+
+
+def verdict_of(tasks: Sequence[JsonObject]) -> Verdict:
+    """Return the verdict over tasks as `summary.json` has them: that on the worst of them."""
+    verdicts = [_on_task(task) for task in tasks]
+    if len(verdicts) == 1:
+        return verdicts[0]
+    parts = []
+    for kind in reversed(_KINDS):
+        names = [task["name"] for task, v in zip(tasks, verdicts, strict=True) if v.kind == kind]
+        if names:
+            parts.append(f"{kind} on {len(names)} of {len(tasks)} tasks ({', '.join(names)})")
+    against = f"{best_of_the_baselines(tasks)} on the report text"
+    sentence = f"Compared with {against}: {', '.join(parts)}."
+    if unable := [task["name"] for task in tasks if task["best"]["perplexity"] is None]:
+        sentence += f" It cannot prune {', '.join(unable)}."
+    return Verdict(min((v.kind for v in verdicts), key=_KINDS.index), sentence)
+
+
+def _on_task(task: JsonObject) -> Verdict:
+    name = min(task["baselines"], key=task["baselines"].__getitem__)
+    perplexity, baseline = task["best"]["perplexity"], task["baselines"][name]
+    nats, error = task["behind_best"][name]["nats"], task["behind_best"][name]["standard_error"]
+    against = f"{name}, {best_of_the_baselines([task])} on the report text"
+    if perplexity is None:
+        can = f"{against}, can: perplexity {baseline:.2f}"
+        return Verdict("worse", f"Cannot prune the model, which {can}.")
+    values = f"perplexity {perplexity:.2f} against {baseline:.2f}"
+    change = abs(1 - perplexity / baseline)
+    if error is None:
+        why = "on a single window, so the error is unknown"
+        return Verdict("unknown", f"Compared with {against}: {values}, {why}.")
+    errors = abs(nats) / max(error, 1e-12)  # 0 of 0 for a baseline that was found again
+    apart = f"{errors:.1f} standard errors apart"
+    if errors < CLEAR:
+        level = f"Does not clearly beat {against}, nor lose to it: {values}, {apart}."
+        return Verdict("level", level)
+    if nats > 0:
+        return Verdict("better", f"Beats {against}: {values}, {change:.1%} lower, {apart}.")
+    return Verdict("worse", f"Does not beat {against}: {values}, {change:.1%} higher, {apart}.")
+
+
+def looks_at_report(looks: Sequence[JsonObject]) -> str:
+    """Say that the report text was looked at before, after which a result on it flatters."""
+    if not looks:
+        return ""
+    before = ", ".join(
+        f"after {look['candidates']} candidates it had {shown(look['perplexity'])}"
+        for look in looks
+    )
+    return f" Look {len(looks) + 1} at this text: {before}."

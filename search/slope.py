@@ -21,11 +21,10 @@ from transformers import PreTrainedModel
 from prunevolve.pruning.masks import Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import MATRIX
-from prunevolve.pruning.ranking import DegenerateScores, up_to
+from prunevolve.pruning.ranking import DegenerateScores, up_to, zeroed
 from prunevolve.pruning.statistics import TERMINALS, of_layer
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.pruning.stream import gradient_at_head
-from prunevolve.pruning.weights import zeroed
 from prunevolve.search.breeding.product import Exponents, exponents_of
 from prunevolve.search.logarithms import log_scores, near_sums
 

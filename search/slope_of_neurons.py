@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from prunevolve.pruning.masks import Neurons, mlps_of, of_neurons
-from prunevolve.pruning.ranking import lowest_of_rows
-from prunevolve.pruning.weights import zeroed
+from prunevolve.pruning.ranking import lowest_of_rows, zeroed
 from prunevolve.search.slope import Ground, Logs, Slope, mean_of, middles, nearness, sum_of
 
 

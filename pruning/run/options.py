@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prunevolve.evaluation.text import CORPORA, EMBEDDED, find
+from prunevolve.pruning.baselines import find_metric
 from prunevolve.pruning.json_file import JsonObject, read_object, read_text
-from prunevolve.pruning.names import find_metric
 
 _RECIPES = Path(__file__).parent / "recipes"
 RECIPES = tuple(sorted(path.stem for path in _RECIPES.glob("*.yaml")))  # files of options

@@ -18,7 +18,7 @@ from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.reconstruct import HELD_BACK
 from prunevolve.pruning.store import FolderStore, ResidentStore
-from prunevolve.pruning.weights import part_chosen
+from prunevolve.pruning.walk import part_chosen
 
 WINDOWS = toy_windows(count=HELD_BACK + 2)
 HELD = WINDOWS[::HELD_BACK]

@@ -6,9 +6,9 @@ import pytest
 from toy_records import record_of
 
 from prunevolve.configs import schema
+from prunevolve.search.progress import convergence
 from prunevolve.search.report import front_table
-from prunevolve.search.results import commands_of
-from prunevolve.search.verdict import convergence, verdict_of
+from prunevolve.search.results import commands_of, verdict_of
 
 
 @pytest.mark.parametrize(("bos", "flag"), [(True, "--bos"), (False, "--no-bos"), (None, None)])

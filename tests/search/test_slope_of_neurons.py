@@ -13,9 +13,9 @@ from prunevolve.pruning.masks import Neurons, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.pruner import collect
+from prunevolve.pruning.ranking import zeroed
 from prunevolve.pruning.statistics import of_layer
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.weights import zeroed
 from prunevolve.search.breeding.factors import MAX_FACTORS
 from prunevolve.search.breeding.product import factors_of, product_of_powers
 from prunevolve.search.records import Candidate
