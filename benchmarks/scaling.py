@@ -61,8 +61,6 @@ CASES = [Case(*size, uneven) for size in SIZES for uneven in (False, True)]
 def main(
     seconds: Annotated[float, typer.Option(help="Seconds of each case.")] = 45.0,
     only: Annotated[str, typer.Option(help="Run only cases whose name contains this.")] = "",
-    config: Annotated[str, typer.Option(help="The search.")] = "embedded",
-    override: Annotated[list[str], typer.Option("--set", help="As of run_search.py.")] = [],  # noqa: B006
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table."""
@@ -70,7 +68,7 @@ def main(
     figures: dict[str, dict[str, float]] = {}
     for case in track(cases, "searching", transient=True):
         with tempfile.TemporaryDirectory() as folder:
-            figures[str(case)] = _measure(case, Path(folder), seconds, config, override)
+            figures[str(case)] = _measure(case, Path(folder), seconds)
     title = f"workers that sleep, lag {LAG} for each; bar: 95% busy"
     show(title, ["", *COLUMNS], ([name, *row.values()] for name, row in figures.items()))
     write_json(json, {**conditions("float32"), "cases": figures})
@@ -132,9 +130,7 @@ class Enough(Exception):
     """The measurement is over."""
 
 
-def _measure(
-    case: Case, out: Path, seconds: float, config: str, overrides: Sequence[str]
-) -> dict[str, float]:
+def _measure(case: Case, out: Path, seconds: float) -> dict[str, float]:
     """Search, and measure for some seconds once children have parents."""
     backends: list[Sleepers] = []
     marks: list[tuple[float, float, int]] = []  # time, seconds of processor, candidates
@@ -155,10 +151,9 @@ def _measure(
         *(f"search.lag={lag}", "search.candidates=1000000"),
         # An address, since as many workers would not fit this machine.
         *(f"ray.workers={case.workers}", "ray.address=auto"),
-        *overrides,
     ]
     with mock.patch("prunevolve.search.run.backend_of", sleeping), suppress(Enough):
-        evolve(read_config(config, settings), out, on_record=watch)
+        evolve(read_config("embedded", settings), out, on_record=watch)
     (began, cpu, first), (ended, cpu_after, last) = marks
     inside = [(max(a, began), min(b, ended)) for a, b in backends[0].spans]
     busy = [end - start for start, end in inside if start < end]

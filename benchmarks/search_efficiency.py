@@ -2,7 +2,7 @@
 
 It compares the shipped search with random search and with itself without each of its parts. All
 start without seed metrics, in this process, on the same statistics. It reports the best fitness at
-the end, paired by seed, and the seconds to reach the fitness of named metrics.
+the end, paired by seed.
 """
 
 import math
@@ -25,12 +25,11 @@ from tables import conditions, show, write_json
 
 from prunevolve import Unfinished, evolve, read_config
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.parse import named_metric
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.evolution import Evolution, State
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.records import Candidate, Record
+from prunevolve.search.records import Record
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,6 @@ VARIANTS: dict[str, Variant] = {
 }
 """By what is missing or different."""
 
-TARGETS = ("wanda", "snip", "directed-snip-wanda")
-"""Named metrics, each in its own group, whose fitness is to be reached."""
-
 Trace = dict[str, Any]
 """One search: its best fitness and metric, how many candidates were bred, and more."""
 
@@ -112,8 +108,6 @@ def main(
         base.append("search.candidates=1000000")
         real = RealRun(run, base)
         evaluator = real.evaluator(real.experiment)
-        outcomes = {n: evaluator.evaluate(Candidate(0, named_metric(n))) for n in TARGETS}
-        targets = {name: outcome.fitness or math.nan for name, outcome in outcomes.items()}
         traces: dict[str, list[Trace]] = {variant: [] for variant in tried}
         # Seeds in the outer loop, so that a slowdown of the machine affects all variants.
         searches = list(product(range(seeds), tried))
@@ -125,11 +119,11 @@ def main(
                 for name, value in tried[variant].replaced.items():
                     replaced.enter_context(mock.patch(name, value))
                 marks = Fingerprints(real.fingerprints.tasks)  # a copy that has seen no masks
-                traces[variant].append(_search(evaluator, marks, there, seconds, targets))
-            figures = {"limit": f"{seconds:g} s", "targets": targets, "runs": traces}
+                traces[variant].append(_search(evaluator, marks, there, seconds))
+            figures = {"limit": f"{seconds:g} s", "runs": traces}
             write_json(json, {**conditions(real.experiment.config.dtype), **figures})
     what = f"{real.experiment.config.model}, {real.experiment.tasks[0].name}"
-    _print(f"{what}, {seconds:g} s each, {seeds} seeds", traces, targets)
+    _print(f"{what}, {seconds:g} s each, {seeds} seeds", traces)
 
 
 def _prepared(settings: list[str], out: Path) -> Path:
@@ -141,41 +135,31 @@ def _prepared(settings: list[str], out: Path) -> Path:
 
 
 def _search(
-    evaluator: Evaluator,
-    marks: Fingerprints,
-    experiment: Experiment,
-    limit: float,
-    targets: Mapping[str, float],
+    evaluator: Evaluator, marks: Fingerprints, experiment: Experiment, limit: float
 ) -> Trace:
     """Search for so many seconds of processor time; return what came of it."""
     evaluator.experiment = experiment
     evolution = Evolution(experiment.breeder, marks, State())
     kinds, tokens, began = Counter[str](), 0, time.process_time()
-    reached: dict[str, float] = {}  # seconds until a named metric's fitness was reached
     # Each outcome is told at once, so that the next candidate can be bred.
     for candidate in evolution.ask():
         outcome = candidate.decided or evaluator.evaluate(candidate)
         evolution.tell(candidate.index, outcome)
         kinds[outcome.kind] += 1
         tokens += outcome.tokens
-        spent = time.process_time() - began
-        best = evolution.state.best
-        for name, fitness in targets.items():
-            if best and best.rank[0] <= fitness:
-                reached.setdefault(name, spent)
-        if spent >= limit:
+        if time.process_time() - began >= limit:
             break
+    best = evolution.state.best
     return {
         "best": best.rank[0] if best else math.inf,
         "candidates": evolution.state.committed,
         "evaluated": kinds["evaluated"],
         "tokens": tokens,
-        "reached": reached,
         "metric": best.criterion.text if best else "",
     }
 
 
-def _print(title: str, traces: Mapping[str, list[Trace]], targets: Mapping[str, float]) -> None:
+def _print(title: str, traces: Mapping[str, list[Trace]]) -> None:
     rows = []
     shipped = traces.get(SHIPPED)
     for variant, runs in traces.items():
@@ -183,14 +167,8 @@ def _print(title: str, traces: Mapping[str, list[Trace]], targets: Mapping[str, 
         row.append(_difference(runs, shipped) if shipped and runs is not shipped else "")
         for of in ("candidates", "evaluated", "tokens"):
             row.append(f"{statistics.median(run[of] for run in runs):.0f}")
-        for name in targets:
-            spent = [run["reached"].get(name, math.inf) for run in runs]
-            median = statistics.median(spent)
-            text = f"{median:.0f}" if math.isfinite(median) else "not"
-            row.append(f"{text} ({sum(map(math.isfinite, spent))} of {len(runs)})")
         rows.append(row)
     heads = ["search", "best fitness, median", "mean difference", "candidates", "in full", "tokens"]
-    heads += [f"to {name} {value:.4f}" for name, value in targets.items()]
     show(title, heads, rows)
 
 

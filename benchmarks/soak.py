@@ -30,6 +30,7 @@ from prunevolve.configs.schema import ROLES
 
 END_SECONDS = 60.0  # in which workers must be gone after the driver ends
 MOST_NODES = 2  # besides the head
+MOST_SECONDS = 5400.0  # after which the search has failed
 
 KINDS = ("worker killed", "worker stopped", "node", "driver killed")
 """Kinds of fault. A round has each once, so a short search meets them all."""
@@ -44,9 +45,6 @@ def main(
     candidates: Annotated[int, typer.Option(help="Candidates of the search.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the search and of the faults.")] = 0,
     pause: Annotated[float, typer.Option(help="Mean seconds between two faults.")] = 4.0,
-    minutes: Annotated[
-        float, typer.Option(help="Minutes after which the search has failed.")
-    ] = 90.0,
     json: Annotated[Path | None, typer.Option(help="File for the figures.")] = None,
 ) -> None:
     """Print one table; exits 1 if the journal differs from that of the undisturbed search."""
@@ -56,14 +54,14 @@ def main(
         began = time.monotonic()
         quiet = Driver(folder / "quiet", [*settings, "ray.workers=1"])
         quiet.start()
-        if quiet.process.wait(60 * minutes):
+        if quiet.process.wait(MOST_SECONDS):
             raise SystemExit(f"the quiet run fails: {quiet.log.read_text()[-2000:]}")
         quiet_seconds, began = time.monotonic() - began, time.monotonic()
         with closing(Nodes(folder)) as nodes:
             on_ray = [f"ray.address={nodes.address}", "ray.workers=4"]
             driver = Driver(folder / "fired", [*settings, *on_ray])
             faults = Faults(nodes, driver, random.Random(seed))
-            exits = _search(driver, faults, pause, began + 60 * minutes)
+            exits = _search(driver, faults, pause, began + MOST_SECONDS)
             ended = time.monotonic()
             while (left := len(nodes.workers())) and time.monotonic() < ended + END_SECONDS:
                 time.sleep(0.5)

@@ -29,7 +29,7 @@ def test_the_first_hour_on_a_gpu_runs_to_its_end_on_the_stand_in(tmp_path):
 
 
 def test_search_under_many_faults_ends_as_without_them(tmp_path):
-    options = ("--candidates=60", "--seed=1", "--pause=1", "--minutes=10")
+    options = ("--candidates=60", "--seed=1", "--pause=1")
     found = figures_of("soak.py", tmp_path, *options, timeout=1800)
     assert found["journal_identical"]
     assert (found["lost"], found["workers_left"]) == (0, 0)
