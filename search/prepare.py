@@ -46,10 +46,10 @@ def prepare(
         pool.start()
     models = ", ".join(subject.model for subject in experiment.subjects)
     tokens = sum(subject.tokens["calibration"].numel() for subject in experiment.subjects)
-    with step(console, f"statistics of {models} on {tokens} tokens"):
-        kept = _kept(folder, experiment, pool, "statistics", "collect_statistics")
-        for number, statistics in enumerate(kept):
-            pool.use_statistics(number, statistics)
+    console.print(f"statistics of {models} on {tokens} tokens")
+    kept = _kept(folder, experiment, pool, "statistics", "collect_statistics")
+    for number, statistics in enumerate(kept):
+        pool.use_statistics(number, statistics)
     kept = _kept(folder, experiment, pool, "probe", "probe_tensors")
     probes = [*map(Probe.from_tensors, kept)]
     wanted, began = wanted_of(experiment, "fitness"), time.monotonic()

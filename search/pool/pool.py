@@ -131,11 +131,14 @@ class Pool:
         """
         costs = {n: _BACKWARD * self._cost(n, "calibration") for n in subjects}
         jobs = {n: self._add(method, n, cost=cost) for n, cost in costs.items()}
-        while jobs:
-            for subject in [x for x, job in jobs.items() if job.result is not None]:
-                yield subject, cast("dict[str, Tensor]", jobs.pop(subject).result)
-            if jobs:
+        if not jobs:
+            return
+        with shown_progress(self.console) as show:
+            while jobs:
                 self._turn()
+                for subject in [x for x, job in jobs.items() if job.result is not None]:
+                    yield subject, cast("dict[str, Tensor]", jobs.pop(subject).result)
+                show(method.replace("_", " "), len(subjects) - len(jobs), len(subjects))
 
     def use_statistics(self, subject: int, tensors: Mapping[str, Tensor]) -> None:
         """Let all workers use a model's statistics from now on."""
