@@ -9,8 +9,9 @@ from contextlib import closing
 import pytest
 import torch
 from safetensors import safe_open
-from search_process import started
+from search_process import assert_same, started
 from toy_models import change_weights, losses_in
+from toy_setup import small
 
 from prunevolve import evolve, resume
 from prunevolve.configs import schema
@@ -27,14 +28,13 @@ from prunevolve.search import command as run_search
 from prunevolve.search.breeding.variation import read_seeds
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import resolve
-from prunevolve.search.finalists import ROLES, WORSE
+from prunevolve.search.finalists import ROLES
 from prunevolve.search.run_folder import RunFolder
 
 SMALL = [
     *("pruning.group=row", "search.primitives=release"),
     *("ray.workers=0", "search.candidates=16", "search.population=6", "search.stages=[1]"),
-    *("fitness.windows=3", "fitness.length=32", "calibration.windows=2", "calibration.length=32"),
-    *("selection.windows=3", "selection.length=32", "report.windows=3", "report.length=32"),
+    *(*small(3), "calibration.windows=2"),
 ]
 
 
@@ -55,9 +55,20 @@ def on_two_tasks(finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two-tasks")
     shutil.copytree(finished, folder / "another")
     tasks = "tasks=[{pattern: 2:4, weight: 3}, {sparsity: 0.5}]"
-    printed, _ = search(folder / "run", tasks, f"search.seeds=[{folder / 'another'}, wanda]")
+    seeds = f"search.seeds=[{folder / 'another'}, wanda]"
+    printed, _ = search(folder / "run", tasks, seeds, "tensorboard=true")
     shutil.rmtree(folder / "another")
     return folder / "run", printed
+
+
+@pytest.fixture(scope="module")
+def extended(tiny_llama_dir, tmp_path_factory):
+    """A search in the extended set, whose winner is chosen on another model."""
+    out = tmp_path_factory.mktemp("extended") / "run"
+    seeds = "search.seeds=[ria, 'mul(W, add(V, mul(0.5, B)))', wifv, sparsegpt]"
+    more = ("pruning.group=model", "search.units=required", "search.primitives=extended", seeds)
+    printed, _ = search(out, *more, "search.candidates=8", f"selection.model={tiny_llama_dir}")
+    return out, printed
 
 
 @pytest.fixture
@@ -74,7 +85,7 @@ def lines_of(path):
 
 
 def test_journal_and_timings_have_a_line_a_candidate(finished):
-    lines, timings = (lines_of(finished / name) for name in ("journal.jsonl", "timings.jsonl"))
+    lines, timings = (lines_of(finished / f"{name}.jsonl") for name in ("journal", "timings"))
     assert len(lines) == 16
     assert {line["outcome"] for line in lines} >= {"evaluated", "duplicate"}
     for index, (line, timing) in enumerate(zip(lines, timings, strict=True)):
@@ -175,45 +186,26 @@ def test_report_of_a_damaged_summary_is_refused(run, call):
     assert "summary.json lacks candidates, path, selection, verdict_kind" in err
 
 
-def test_winner_is_the_best_on_the_selection_texts(finished, on_two_tasks):
-    summaries = [read(run / "summary.json") for run in (finished, on_two_tasks[0])]
-    for summary in summaries:
-        standings = summary["selection"]
-        losses = [(one["fitness"] + one["selection"]) / 2 for one in standings]
-        assert losses
-        assert losses == sorted(losses)
-        for one, loss in zip(standings, losses, strict=True):
-            assert one["difference"] == pytest.approx(loss - losses[0], abs=1e-9)
-        (chosen,) = (one for one in standings if one["chosen"])
-        good = [
-            one
-            for one in standings
-            if one["difference"] <= min(one["standard_error"], WORSE * abs(losses[0]))
-        ]
-        assert chosen == min(good, key=lambda one: one["factors"])
-        assert summary["best"].items() >= {k: chosen[k] for k in ("name", "metric")}.items()
-
-
 def test_every_finalist_is_in_the_hall_of_fame_and_can_be_applied_by_its_name(finished):
     for row in read(finished / "summary.json")["selection"]:
         criterion, _ = resolve_metric(f"{finished}:{row['name']}")
         assert (criterion.text, criterion.group) == (row["metric"], row["group"])
 
 
-def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(tiny_llama_dir, tmp_path):
-    run = tmp_path / "run"
-    more = ("pruning.group=model", "search.units=required", "search.primitives=extended")
-    search(run, *more, "search.candidates=8", f"selection.model={tiny_llama_dir}")
+def test_winner_is_chosen_on_a_model_that_the_search_does_not_see(extended, tiny_llama_dir):
+    run, _ = extended
     summary = read(run / "summary.json")
     assert [(task["weight"], task["model"]) for task in summary["tasks"]] == [
         (1.0, "embedded"),
         (0.0, str(tiny_llama_dir)),
     ]
-    lines = lines_of(run / "journal.jsonl")
+    lines = lines_of(run / "journal.jsonl")[4:]  # behind the seeds
     assert all(Metric.parse(line["metric"]).is_comparable for line in lines)
     standings = summary["selection"]
+    losses = [(one["fitness"] + one["selection"]) / 2 for one in standings]
+    assert losses == sorted(losses)
     best, (winner,) = read(run / "best_metric.json"), (one for one in standings if one["chosen"])
-    assert best["provenance"]["candidate"] == winner["name"]
+    assert best["provenance"]["candidate"] == summary["best"]["name"] == winner["name"]
     assert summary["best"]["metric"] == best["metric"] == winner["metric"]
     assert summary["best"]["fitness"] == best["fitness"] == winner["fitness"]
     tokens = resolve(schema.load(run / "config.yaml", [])).read_texts().subjects[1].tokens
@@ -252,11 +244,9 @@ def test_winner_that_cannot_prune_the_unseen_model_is_told_and_measured_where_it
     page = (run / "report.html").read_text()
     assert "Cannot prune the model, which " in page
     assert "&lt;b&gt;model" in page and "<b>" not in page
-    before = (run / "summary.json").read_bytes()
     (run / "summary.json").unlink()
     call("--resume", run)
-    after = read(run / "summary.json") | {"seconds": summary["seconds"]}
-    assert after == json.loads(before)
+    assert read(run / "summary.json") | {"seconds": summary["seconds"]} == summary
 
 
 def test_run_seeded_from_another_begins_with_its_best_and_outlives_it(finished, on_two_tasks):
@@ -328,14 +318,13 @@ def test_finalists_that_were_measured_before_an_interrupt_are_not_measured_again
         assert (run / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_tensorboard_gets_every_value_of_a_status(tmp_path):
+def test_tensorboard_gets_every_value_of_a_status(on_two_tasks):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    search(tmp_path / "run", "tensorboard=true", "search.candidates=2")
-    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
-    status = read(tmp_path / "run/status.json")
-    best = events.Scalars("fitness/best")[-1]
-    assert (best.step, best.value) == (2, pytest.approx(status["best"]["fitness"]))
+    run, _ = on_two_tasks
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    best, status = events.Scalars("fitness/best")[-1], read(run / "status.json")
+    assert (best.step, best.value) == (16, pytest.approx(status["best"]["fitness"]))
     assert {"candidates_per_hour", "workers/ready"} <= {*events.Tags()["scalars"]}
 
 
@@ -372,8 +361,41 @@ def test_resume_of_a_finished_run_tells_its_result_measuring_nothing(run, monkey
     assert f"--metric {run / 'best_metric.json'} --sparsity 0.6" in line
 
 
+def test_callback_that_raises_ends_the_run_which_can_be_resumed_and_leaves_the_threads(
+    finished, tmp_path
+):
+    class Enough(Exception):
+        pass
+
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    def stop(record):
+        if record.index == 9:
+            raise Enough("ten are enough")
+
+    out, threads = tmp_path / "run", torch.get_num_threads()
+    torch.set_num_threads(3)
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted after \d candidates; continue with"):
+        evolve(schema.load(None, SMALL), out, interrupt)
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(threads)
+    with pytest.raises(Enough, match="ten are enough"):
+        resume(out, on_record=stop)
+    assert (out / "checkpoint.json").exists()
+    begun = len(lines_of(out / "journal.jsonl"))
+    assert 10 <= begun < 16
+    fresh = []
+    result = resume(str(out), on_record=fresh.append)
+    assert [record.index for record in fresh] == list(range(begun, 16))
+    assert_same(out, finished)
+    assert result.summary == read(out / "summary.json")
+    best = result.summary["best"]
+    assert (result.best.text, result.best.group) == (best["metric"], best["group"])
+
+
 def test_search_breeds_no_more_once_its_hours_are_over_and_goes_on_with_more(
-    finished, tmp_path, monkeypatch, call
+    tmp_path, monkeypatch, call
 ):
     bred = []
     seconds = property(lambda self: 3600.0 * len(bred))
@@ -381,15 +403,14 @@ def test_search_breeds_no_more_once_its_hours_are_over_and_goes_on_with_more(
     config = schema.load(None, [*SMALL, "search.hours=5", "search.lag=3"])
     result = evolve(config, tmp_path / "run", on_record=bred.append)
     assert 5 <= len(bred) <= 5 + 1 + 3
-    assert result.summary["candidates"] == len(bred)
+    assert [record.index for record in bred] == list(range(result.summary["candidates"]))
     monkeypatch.setattr("prunevolve.search.run.backend_of", None)  # what would start a worker
     assert not resume(tmp_path / "run").is_new
     way_on = "--set search.candidates=64 --set search.hours=10\n"
     assert call("--resume", tmp_path / "run")[0].endswith(way_on)
     monkeypatch.undo()
     resume(tmp_path / "run", ["search.hours=null"])
-    (whole, journal) = (lines_of(x / "journal.jsonl") for x in (finished, tmp_path / "run"))
-    assert len(journal) == len(whole)
+    assert len(lines_of(tmp_path / "run/journal.jsonl")) == 16
 
 
 def test_front_has_the_metrics_that_no_smaller_one_beats_and_prune_takes_them(finished):
@@ -454,11 +475,10 @@ def test_damaged_journal_is_one_line_whose_way_out_gives_the_same_run(run, call)
     assert journal.read_bytes() == before
 
 
-@pytest.mark.parametrize("damaged", [b"{}", b"selection, null"])
-def test_damaged_losses_are_refused_with_their_line_and_leave_the_config(run, call, damaged):
+def test_damaged_losses_are_refused_with_their_line_and_leave_the_config(run, call):
     before = (run / "config.yaml").read_bytes()
     first, _, *others = (run / "losses.jsonl").read_bytes().splitlines()
-    (run / "losses.jsonl").write_bytes(b"\n".join([first, damaged, *others, b""]))
+    (run / "losses.jsonl").write_bytes(b"\n".join([first, b"selection, null", *others, b""]))
     _, err = call("--resume", run, "--set", "search.candidates=20", code=4)
     assert err.startswith(f"error: {run / 'losses.jsonl'} line 2 is damaged: remove the line and")
     assert (run / "config.yaml").read_bytes() == before
@@ -472,37 +492,32 @@ def test_search_in_which_nothing_was_evaluated_exits_5(tmp_path, call):
     assert out.startswith(f"{tmp_path / 'run'}: nothing evaluated; resume with ")
 
 
-def test_validate_counts_the_work_as_a_run_does_it(finished, call):
-    plan = json.loads(call("--json", "--validate", *(f"--set={x}" for x in SMALL))[0])["plan"]
-    rows = [line[1] for line in lines_of(finished / "losses.jsonl")]
-    assert f"then {len(BASELINES) + 1} measurements of" in " ".join(plan)
-    (most,) = re.findall(r"after it: up to (\d+) measurements", " ".join(plan))
-    assert len(rows) - len(BASELINES) - 1 <= int(most)
-    peaks = [line.get("peak_mib", 0) for line in lines_of(finished / "timings.jsonl")]
-    (size,) = re.findall(r"holds at most about ([\d.]+) MiB", " ".join(plan))
-    assert max(peaks) <= 1.5 * float(size)  # this process holds tests, too
-
-
-def test_seed_that_is_a_method_is_said_to_be_its_score_alone(tmp_path, call):
-    out, _ = search(tmp_path / "run", "search.candidates=1", "search.seeds=[sparsegpt]")
-    assert "warning: seed sparsegpt is its score alone" in out
-
-
-def test_extended_primitives_collect_their_statistics_and_breed_from_them(tmp_path):
-    seeds = "search.seeds=[ria, 'mul(W, add(V, mul(0.5, B)))', wifv]"
-    search(tmp_path / "run", "search.primitives=extended", "search.candidates=4", seeds)
-    with safe_open(tmp_path / "run/statistics.safetensors", "pt") as tensors:
-        # B is of a seed alone.
-        assert {key.partition("/")[0] for key in tensors.keys()} == set("BGHMVX")  # noqa: SIM118
-    lines = lines_of(tmp_path / "run/journal.jsonl")
-    assert [line["outcome"] for line in lines[:3]] == ["evaluated"] * 3
-    assert not any("is None: pass it" in line["reason"] for line in lines)
-
-
-def test_validate_prints_the_resolved_config_and_the_plan(tmp_path, call):
-    out, err = call("--config", "embedded", "--set", "search.seed=4", "--validate", "--json")
-    told, config = json.loads(out), schema.load("embedded", ["search.seed=4"])
+def test_validate_prints_the_config_and_counts_the_work_as_a_run_does_it(finished, call, tmp_path):
+    settings = [f"--set={one}" for one in SMALL]
+    out, err = call("--config", "embedded", *settings, "--validate", "--json")
+    told, config = json.loads(out), schema.load("embedded", SMALL)
     assert (told["exit"], told["ending"]) == (0, "valid")
     assert told["config"] == json.loads(config.model_dump_json())
     assert err == "\n".join([schema.to_yaml(config), *told["plan"], "valid", ""])
     assert list(tmp_path.iterdir()) == []
+    plan, rows = " ".join(told["plan"]), lines_of(finished / "losses.jsonl")
+    assert f"then {len(BASELINES) + 1} measurements of" in plan
+    (most,) = re.findall(r"after it: up to (\d+) measurements", plan)
+    assert len(rows) - len(BASELINES) - 1 <= int(most)
+    peaks = [line.get("peak_mib", 0) for line in lines_of(finished / "timings.jsonl")]
+    (size,) = re.findall(r"holds at most about ([\d.]+) MiB", plan)
+    assert max(peaks) <= 1.5 * float(size)  # this process holds tests, too
+
+
+def test_seed_that_is_a_method_is_said_to_be_its_score_alone(extended):
+    assert "warning: seed sparsegpt is its score alone" in extended[1]
+
+
+def test_extended_primitives_collect_their_statistics_and_breed_from_them(extended):
+    run, _ = extended
+    with safe_open(run / "statistics.safetensors", "pt") as tensors:
+        # B is of a seed alone.
+        assert {key.partition("/")[0] for key in tensors.keys()} == set("BGHMVX")  # noqa: SIM118
+    lines = lines_of(run / "journal.jsonl")
+    assert [line["outcome"] for line in lines[:4]] == ["evaluated"] * 4
+    assert not any("is None: pass it" in line["reason"] for line in lines)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from held_worker import FOLDER, HeldWorker
 from toy_setup import quiet_pool
 
 from prunevolve.configs.schema import Ray
 from prunevolve.search.pool.cluster import SETTINGS, connected
 
-FOLDER = "PRUNEVOLVE_TEST_ORDERS"
 HERE = Path(__file__).parent
 NODE = {"object_store_memory": 200 << 20, "include_dashboard": False}
 
@@ -36,15 +36,11 @@ def cluster_of(orders, **head):
 
 
 @contextmanager
-def pool_of(cluster, setup, wait=120.0, start=120.0, **ray):
-    config = Ray(
-        **{"address": cluster.address, "wait_seconds": wait, "start_seconds": start, **ray}
-    )
+def pool_of(cluster, setup, **ray):
+    config = Ray(address=cluster.address, wait_seconds=120.0, start_seconds=120.0, **ray)
     setup = replace(setup, config=setup.config.model_copy(update={"ray": config}))
     with connected(config) as head:
-        # They import Ray, which reads the environment then.
-        from held_worker import HeldWorker
-
+        # It imports Ray, which reads the environment then.
         from prunevolve.search.pool.on_ray import RayBackend
 
         with RayBackend.opened(head, setup, HeldWorker) as backend:
@@ -76,13 +72,6 @@ def until(pool, condition, seconds=120):
         assert time.monotonic() < deadline, (pool.workers, condition)
         assert pool.next_done() is None
     return found
-
-
-def next_outcome(pool, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (job := pool.next_done()):
-        assert time.monotonic() < deadline, pool.workers
-    return job.outcome
 
 
 def is_gone(pid):

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import replace
+from functools import cache, partial
+from itertools import product
+from math import prod
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from torch.func import functional_call
+from torch.nn import functional
 from toy_metrics import random_terminals
 from toy_models import (
     assert_same_tensors,
@@ -18,12 +21,13 @@ from toy_models import (
 from toy_setup import SNIP, criterion_of, embedded_setup, made_of, small
 
 from prunevolve.configs.schema import Search
-from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
+from prunevolve.pruning.masks import Layer, Model, Neurons, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.statistics import TERMINALS, of_layer
 from prunevolve.pruning.store import ResidentStore
+from prunevolve.pruning.weights import zeroed
 from prunevolve.search import slope
 from prunevolve.search.breeding.factors import MAX_FACTORS, factors_for
 from prunevolve.search.breeding.product import can_descend, factors_of, product_of_powers
@@ -32,11 +36,10 @@ from prunevolve.search.descent import Descent, Step
 from prunevolve.search.logarithms import log_scores
 from prunevolve.search.records import Candidate
 from prunevolve.search.slope import BAND, Ground, Logs, Slope, terms_of
+from prunevolve.search.slope_of_neurons import slope_of
 
-STATISTICS = frozenset("XGVHM")
 TARGETS = [Target(0.6, Model()), Target(0.5, Layer()), Target(0.5, Row()), Target(0.5, NOfM(2, 4))]
 named = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.group.name)
-TABLE = factors_for(TERMINALS, "model")
 POWERS = {
     **{Metric("W"): 1.2, Metric("G"): 0.8, Metric.parse("divrms(X, X)"): 0.3},
     Metric.parse("exp(divrms(rowmean(quot(M, G)), rowmean(quot(M, G))))"): -0.4,
@@ -50,33 +53,52 @@ BY_MATRICES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    for name, count in {"STEPS": 4, "STEPS_OF_TASK": 1, "MORE_STEPS": 1, "LAST_STEPS": 2}.items():
-        monkeypatch.setattr(f"prunevolve.search.descent.{name}", count)
+COUNT = 2  # of windows of a derivative
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps():
+    counts = {"STEPS": 4, "STEPS_OF_TASK": 1, "MORE_STEPS": 1, "LAST_STEPS": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in counts.items():
+            patch.setattr(f"prunevolve.search.descent.{name}", count)
+        yield
 
 
 # The derivative
 
 
-def ground_of(target, windows=None, low_memory=False):
+def ground_of(target, **settings):
     """Return where a tiny LLaMA is pruned; of no layer are there more rows than are sampled."""
-    store = ResidentStore(toy_model("llama").requires_grad_(False))
-    windows = toy_windows(8) if windows is None else windows
-    statistics = collect(store, windows, STATISTICS)
+    store = ResidentStore(toy_model("llama", **settings).requires_grad_(False))
+    windows = toy_windows(8)
+    statistics = collect(store, windows, frozenset("XGVHM"))
     master = {name: store.dense(name) for name in linear_layers(store.model)}
-    weights = torch.linspace(0.5, 2.0, len(windows))
-    return Ground(store, master, statistics, target, windows, weights, low_memory)
+    return Ground(store, master, statistics, target, windows, torch.linspace(0.5, 2, 8), False)
 
 
-def slope_of(ground, bases):
-    return Slope(ground, Logs(ground, bases))
-
-
-def derivative(ground, powers=POWERS, count=2):
+def slope_and_exponents(ground, powers):
     exponents = torch.tensor(list(powers.values()), dtype=torch.float64)
-    slope = slope_of(ground, list(powers))
-    return slope.derivative(exponents, ground.windows[:count], ground.weights[:count])
+    return slope_of(ground, Logs(ground, list(powers))), exponents
+
+
+def derivative(ground, powers=POWERS):
+    made, exponents = slope_and_exponents(ground, powers)
+    return made.derivative(exponents, ground.windows[:COUNT], ground.weights[:COUNT])
+
+
+def scores_of(ground, metric, layer):
+    """Return a layer's scores by a metric, (out, in), fp64."""
+    weight = ground.master[layer]
+    there = {"W": weight.abs(), **of_layer(ground.statistics, layer)}
+    scores = metric.score(**{name: x.double() for name, x in there.items()})
+    return scores.double().expand(weight.shape)
+
+
+def masks_of(ground, metric):
+    fractions = dict.fromkeys(ground.master, ground.target.sparsity)
+    scored = partial(scores_of, ground, metric)
+    return dict(ground.target.group.select(lambda layer: scored(layer).float(), fractions))
 
 
 def groups_of(matrices, group):
@@ -86,7 +108,7 @@ def groups_of(matrices, group):
     return [group.rows(x) for x in matrices]
 
 
-def own_derivative(ground, powers, count):
+def own_derivative(ground, powers):
     """Return the derivative written out: all scores at once, and a backward pass for each window.
 
     It leaves the model pruned.
@@ -94,10 +116,7 @@ def own_derivative(ground, powers, count):
     target, layers = ground.target, list(ground.master)
     logs, scores = [], []
     for layer in layers:
-        there = {"W": ground.master[layer].abs(), **of_layer(ground.statistics, layer)}
-        values = {name: x.double() for name, x in there.items()}
-        of_bases = [base.score(**values).double().log() for base in powers]
-        logs.append([x.expand(ground.master[layer].shape) for x in of_bases])
+        logs.append([scores_of(ground, base, layer).log() for base in powers])
         scores.append(sum(e * x for e, x in zip(powers.values(), logs[-1], strict=True)))
     kept, nears = [], []
     for group in groups_of(scores, target.group):
@@ -115,12 +134,12 @@ def own_derivative(ground, powers, count):
             mask.view_as(weight), 0
         )
     model = ground.store.model.requires_grad_(True)
-    pairs = own_gradients(model, linear_layers(model), ground.windows[:count])
+    pairs = own_gradients(model, linear_layers(model), ground.windows[:COUNT])
     model.requires_grad_(False)
     worths = []
     for layer in layers:
         gradients = [g * w for (g, _), w in zip(pairs[layer], ground.weights, strict=False)]
-        worths.append(ground.master[layer].double() * sum(gradients).double() / count)
+        worths.append(ground.master[layer].double() * sum(gradients).double() / COUNT)
     total = []
     for number in range(len(powers)):
         values = groups_of([x[number] for x in logs], target.group)
@@ -137,7 +156,7 @@ def test_derivative_is_the_sum_that_is_written_out(target, powers):
     ground = ground_of(target)
     found = derivative(ground, powers)
     masks = weights_of(ground.store.model)
-    expected = own_derivative(ground, powers, 2)
+    expected = own_derivative(ground, powers)
     assert max(map(abs, expected)) > 0.01
     assert found.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert_same_tensors(masks, weights_of(ground.store.model))
@@ -159,23 +178,87 @@ def test_derivative_is_the_same_where_blocks_run_again_in_the_backward_pass(monk
     assert not any("forward" in vars(block) for block in blocks)
 
 
-@pytest.fixture(scope="module")
-def evaluator():
-    return made_of(embedded_setup(*small(4, length=64), "pruning.group=model", terminals="XGVHM"))
+MLPS = [
+    {f"model.layers.{i}.mlp.{x}_proj": x == "down" for x in ("gate", "up", "down")} for i in (0, 1)
+]
+STEP = 1e-4  # of a finite difference
+
+
+def of_neurons_written_out(ground, powers, gone):
+    """Return of each MLP how near its neurons are to the threshold, what each is worth, and the
+    derivatives of its log score by each exponent, fp64.
+    """
+    nears, stays, slopes, masked, loss = [], [], [], {}, 0
+    for mlp in MLPS:
+        bases = {layer: [scores_of(ground, base, layer) for base in powers] for layer in mlp}
+
+        def logs(moved, by=0.0, mlp=mlp, bases=bases):
+            powered = [e + by * (i == moved) for i, e in enumerate(powers.values())]
+            each = {x: prod(y**e for y, e in zip(bases[x], powered, strict=True)) for x in mlp}
+            return sum(each[x].sum(0 if behind else 1) for x, behind in mlp.items()).log()
+
+        middle = logs(None).sort().values[gone - 1 : gone + 1].mean()
+        nears.append((1 - ((logs(None) - middle) / BAND).square()).clamp(min=0))
+        stays.append((logs(None) > middle).float().requires_grad_())
+        differences = [logs(i, STEP) - logs(i, -STEP) for i in range(len(powers))]
+        slopes.append(torch.stack(differences, 1) / (2 * STEP))
+        (down,) = (layer for layer, behind in mlp.items() if behind)
+        masked[f"{down}.weight"] = ground.master[down] * stays[-1]
+    for window, weight in zip(ground.windows[:COUNT], ground.weights, strict=False):
+        logits = functional_call(ground.store.model, masked, (window[None],)).logits[0]
+        loss += weight * functional.cross_entropy(logits[:-1], window[1:]) / COUNT
+    worths = [worth.double() for worth in torch.autograd.grad(loss, stays)]
+    return list(zip(nears, worths, slopes, strict=True))
+
+
+def test_derivative_where_neurons_go_is_the_sum_that_is_written_out():
+    ground = ground_of(Target(0.6, Neurons()), intermediate_size=96)
+    powers = BY_MATRICES["grown"]
+    expected, inside = 0, []
+    for near, worth, derivatives in of_neurons_written_out(ground, powers, gone=64):
+        mean = (near * worth).sum() / near.sum()
+        expected += (near * (worth - mean)) @ derivatives
+        inside.append((near, derivatives - (near @ derivatives) / near.sum()))
+    assert expected.abs().max() > 0.01 and min((near > 0).sum() for near, _ in inside) > 8
+    ground.store.restore({x: 0 * y for x, y in ground.master.items()})  # as a task before may leave
+    found = derivative(ground, powers)
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-4)
+    # All is dense but what takes the output of neurons that the metric removes.
+    masks = masks_of(ground, product_of_powers(powers.items()))
+    left = {
+        name: zeroed(weight, masks[name]) if name.endswith("down_proj") else weight
+        for name, weight in ground.master.items()
+    }
+    assert_same_tensors(weights_of(ground.store.model), left)
+    # How factors differ near the threshold decides which can be left out.
+    shares = torch.cat([near for near, _ in inside])
+    values = torch.cat([value for _, value in inside])
+    expected = (shares[:, None] * values).T @ values / shares.sum()
+    made, exponents = slope_and_exponents(ground, powers)
+    torch.testing.assert_close(made.covariance(exponents), expected, rtol=1e-3, atol=1e-5)
+
+
+@cache
+def on_embedded(*settings):
+    return made_of(embedded_setup(*small(4, length=64), *settings, terminals="XGVHM"))
+
+
+ALL_COMPETE = ("pruning.group=model",)
 
 
 @named
-@pytest.mark.parametrize("start", ["mul(W, G)", "mul(mul(W, G), divrms(X, X))"])
-def test_steps_against_the_derivative_lower_the_loss_and_back_raise_it(evaluator, target, start):
-    (resident,) = evaluator.residents
+def test_steps_against_the_derivative_lower_the_loss_and_back_raise_it(target):
+    (resident,) = on_embedded(*ALL_COMPETE).residents
     windows = resident.tokens["fitness"]
     powers = dict.fromkeys(factors_for("WXGVHM", target.group_name or "row"), 0.0)
-    powers |= factors_of(Metric.parse(start))
-    slope = slope_of(resident.ground(target, [1.0]), list(powers))
-    exponents = torch.tensor(list(powers.values()), dtype=torch.float64)
+    powers |= factors_of(SNIP.metric)
+    made, exponents = slope_and_exponents(resident.ground(target, [1.0]), powers)
     batches = windows.split(2)
-    gradient = sum(slope.derivative(exponents, x, torch.ones(len(x))) for x in batches)
+    gradient = sum(made.derivative(exponents, x, torch.ones(len(x))) for x in batches)
     gradient /= len(batches)
+    # What is kept meanwhile is what the target keeps, also where a sample gives the threshold.
+    removed = torch.cat([x.flatten() == 0 for x in weights_of(resident.store.model).values()])
+    assert removed.float().mean().item() == pytest.approx(target.sparsity, abs=0.01)
 
     def loss(step):
         moved = exponents - step * gradient / gradient.norm()
@@ -191,16 +274,6 @@ def test_steps_against_the_derivative_lower_the_loss_and_back_raise_it(evaluator
     assert 0.5 < (back - on) / 0.4 / gradient.norm() < 6  # for a band whose area is 2/3
 
 
-def test_what_is_kept_while_it_descends_is_what_the_target_keeps(evaluator):
-    (resident,) = evaluator.residents
-    slope = slope_of(resident.ground(TARGETS[0], [1.0]), list(map(Metric, "WG")))
-    slope.derivative(torch.ones(2).double(), resident.tokens["fitness"][:1], torch.ones(1))
-    weights = weights_of(resident.store.model).values()
-    resident.restore()
-    zeros, size = (sum(map(count, weights)) for count in (lambda x: (x == 0).sum(), torch.numel))
-    assert zeros / size == pytest.approx(0.6, abs=0.01)
-
-
 # Logarithms
 
 
@@ -213,54 +286,30 @@ def test_logarithms_that_are_read_off_bits_are_exact_to_four_digits():
     assert log_scores([(torch.zeros(1, 1), 1.0)] * 2, *[torch.zeros(1, 1)] * 2).isfinite().all()
 
 
-def assert_terms_are_those_of(base):
-    assert base.never_negative
+GROWN = "mul(W, G)", "rowmean(mul(W, G))", "mul(X, divrms(sqrt(mul(X, H)), quot(X, V)))"
+
+
+def test_whatever_is_bred_can_descend_and_terms_logarithms_add_up_to_that_of_their_base():
+    bases = {*factors_for(TERMINALS, "model"), *POWERS, *map(Metric.parse, GROWN)}
+    for seed, group in product(range(40), ("row", "model")):
+        with seeded(seed):
+            metric = Breeder(Search(initial_depth=(1, 3)), group).varied.random()
+        assert can_descend(metric)
+        bases |= factors_of(metric).keys()
     values = {name: x.double() for name, x in random_terminals(6, 8).items()}
-    logs = [multiple * term.score(**values).log() for term, multiple in terms_of(base).items()]
-    torch.testing.assert_close(
-        sum(logs) + torch.zeros(6, 8), base.score(**values).log() + torch.zeros(6, 8)
-    )
-
-
-@pytest.mark.parametrize(
-    "base",
-    [
-        *(*TABLE, *factors_for(TERMINALS, "row"), *POWERS),
-        *map(
-            Metric.parse, ("mul(W, G)", "rowmean(mul(W, G))", "divrms(sqrt(mul(X, H)), quot(X, V))")
-        ),
-    ],
-    ids=str,
-)
-def test_logarithms_of_terms_add_up_to_that_of_their_base(base):
-    assert_terms_are_those_of(base)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6), st.sampled_from(["row", "model"]))
-def test_whatever_is_bred_can_descend(seed, group):
-    with seeded(seed):
-        metric = Breeder(Search(initial_depth=(1, 3)), group).varied.random()
-    assert can_descend(metric)
-    for base in factors_of(metric):
-        assert_terms_are_those_of(base)
+    for base in bases:
+        assert base.never_negative
+        terms = terms_of(base).items()
+        found = sum(multiple * term.score(**values).log() for term, multiple in terms)
+        expected = base.score(**values).log().expand(6, 8)
+        torch.testing.assert_close(found.expand(6, 8), expected, equal_nan=True, msg=base.text)
 
 
 # Factors that go
 
 
-def descent_of(ground, metric, added=(), seed=(0,)):
-    return Descent(Metric.parse(metric), added, ground.target.group == Model(), [ground], seed)
-
-
-def masks_of(ground, metric):
-    def score(layer):
-        statistics = of_layer(ground.statistics, layer)
-        return metric.score(W=ground.master[layer].abs(), **statistics)
-
-    fractions = dict.fromkeys(ground.master, ground.target.sparsity)
-    masks = [mask.flatten() for _, mask in ground.target.group.select(score, fractions)]
-    return torch.cat(masks)
+def descent_of(ground, metric, added=()):
+    return Descent(Metric.parse(metric), added, ground.target.group == Model(), [ground], (0,))
 
 
 TWINS = "divrms(X, X)", "divrms(sqr(X), sqr(X))"
@@ -272,17 +321,21 @@ def test_of_two_factors_that_do_the_same_one_goes_and_the_other_does_its_part(ta
     rest = "mul(mul(W, G), power(divrms(H, H), 0.5))"
     twins = "mul(power({}, 0.5), power({}, 0.3))".format(*TWINS)  # X to the power 1.1
     descent = descent_of(ground, f"mul({rest}, {twins})")
-    before, powers = masks_of(ground, descent.metric), factors_of(descent.metric)
+    powers, before = factors_of(descent.metric), masks_of(ground, descent.metric)
     gone = descent.leave_out()
     assert gone.text in TWINS
     left = factors_of(descent.metric)
     assert left.keys() == powers.keys() - {gone}
     of_x = {TWINS[0]: 1.1, TWINS[1]: 0.55}
     assert all(left[x] == pytest.approx(of_x[x.text], rel=0.1) for x in left if x.text in TWINS)
-    changed = (masks_of(ground, descent.metric) != before).float().mean()
+
+    def changed(metric):
+        masks = masks_of(ground, metric)
+        return torch.cat([(masks[x] != before[x]).flatten() for x in before]).float().mean()
+
+    assert changed(descent.metric) < 0.02
     without = product_of_powers((x, powers[x]) for x in left)
-    assert changed < 0.02
-    assert changed < 0.3 * (masks_of(ground, without) != before).float().mean()
+    assert changed(descent.metric) < 0.3 * changed(without)
 
 
 @pytest.mark.parametrize(
@@ -359,17 +412,41 @@ def on_tiny(tiny_llama_dir):
 FROM_SNIP = Candidate(5, SNIP, "descent", (2,))
 
 
-def test_descent_lowers_the_fitness_with_few_factors(evaluator):
-    before = evaluator.evaluate(Candidate(5, SNIP))
-    steps, outcome = went(evaluator.evaluating(FROM_SNIP))
-    assert outcome.fitness < 0.9 * before.fitness
-    assert 2 < len(factors_of(outcome.tuned.metric)) <= MAX_FACTORS
-    assert outcome.tuned.group == "model" and outcome.tuned.metric.is_comparable
+def masters_of(evaluator):
+    return [weights_of(resident.store.model) for resident in evaluator.residents]
+
+
+def assert_as_it_was(evaluator, masters):
+    for resident, master in zip(evaluator.residents, masters, strict=True):
+        model = resident.store.model
+        assert_same_tensors(weights_of(model), master)
+        for parameter in model.parameters():
+            assert parameter.grad is None and not parameter.requires_grad
+            assert not parameter._post_accumulate_grad_hooks
+        assert not any("forward" in vars(module) for module in model.modules())
+
+
+NEURONS = ("pruning.pattern=neurons", "pruning.sparsity=0.4", "pruning.group=layer")
+
+
+@pytest.mark.parametrize(
+    ("settings", "start", "fewest"),
+    [(ALL_COMPETE, SNIP, 3), (NEURONS, criterion_of("W", "layer"), 2)],
+    ids=["model", "neurons"],
+)
+def test_descent_lowers_the_fitness_with_few_factors(settings, start, fewest):
+    evaluator = on_embedded(*settings)
+    masters, before = masters_of(evaluator), evaluator.evaluate(Candidate(5, start))
+    steps, outcome = went(evaluator.evaluating(Candidate(5, start, "descent", (2,))))
+    assert outcome.kind == "evaluated" and outcome.fitness < 0.9 * before.fitness
+    assert fewest <= len(factors_of(outcome.tuned.metric)) <= MAX_FACTORS
+    assert outcome.tuned.group == start.group
+    assert outcome.tuned.metric.is_comparable or start.group != "model"
     # What it says of where it led is what that has.
     measured = evaluator.evaluate(Candidate(6, outcome.tuned))
     assert replace(outcome, tuned=None) == measured
-    assert [step.done for step in steps] == list(range(1, len(steps) + 1))
-    assert {step.total for step in steps} == {len(steps)}
+    assert steps == [Step(done, len(steps)) for done in range(1, len(steps) + 1)]
+    assert_as_it_was(evaluator, masters)
 
 
 def test_descent_follows_from_its_index_and_the_seed(on_tiny):
@@ -396,44 +473,31 @@ def test_each_task_has_its_turn_with_its_own_weight(on_tiny, monkeypatch):
     assert [weights for _, *weights in turns[:2]] == expected
 
 
-def assert_as_it_was(evaluator, masters):
-    for resident, master in zip(evaluator.residents, masters, strict=True):
-        model = resident.store.model
-        assert_same_tensors(weights_of(model), master)
-        for parameter in model.parameters():
-            assert parameter.grad is None and not parameter.requires_grad
-            assert not parameter._post_accumulate_grad_hooks
-        assert not any("forward" in vars(module) for module in model.modules())
-
-
 def broken(*arguments):
     raise KeyError("X")
 
 
-@pytest.mark.parametrize("place", [None, "gradient_at_head", "mean_of", "Slope.covariance"])
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_model_is_as_it_was_however_a_descent_ends(on_tiny, monkeypatch, place, low_memory):
-    masters = [weights_of(resident.store.model) for resident in on_tiny.residents]
+def test_model_is_as_it_was_however_a_descent_ends(on_tiny, monkeypatch, low_memory):
+    masters = masters_of(on_tiny)
     for resident in on_tiny.residents:
         monkeypatch.setattr(resident, "_low_memory", low_memory)
-    if place:
-        monkeypatch.setattr(f"prunevolve.search.slope.{place}", broken)
-        with pytest.raises(KeyError):
-            on_tiny.evaluate(FROM_SNIP)
-    else:
-        on_tiny.evaluate(FROM_SNIP)
+    on_tiny.evaluate(FROM_SNIP)
     assert_as_it_was(on_tiny, masters)
-    monkeypatch.undo()
     unfinished = on_tiny.evaluating(FROM_SNIP)
     next(unfinished)
     unfinished.close()
     assert_as_it_was(on_tiny, masters)
+    for place in ("gradient_at_head", "mean_of", "Slope.covariance"):
+        with monkeypatch.context() as patch, pytest.raises(KeyError):
+            patch.setattr(f"prunevolve.search.slope.{place}", broken)
+            on_tiny.evaluate(FROM_SNIP)
+        assert_as_it_was(on_tiny, masters)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_derivative_that_is_not_finite_makes_its_candidate_degenerate(on_tiny, monkeypatch, value):
-    masters = [weights_of(resident.store.model) for resident in on_tiny.residents]
-    plain = slope.gradient_at_head
+    masters, plain = masters_of(on_tiny), slope.gradient_at_head
     monkeypatch.setattr(slope, "gradient_at_head", lambda *args: plain(*args) * value)
     outcome = on_tiny.evaluate(FROM_SNIP)
     assert (outcome.kind, outcome.fitness, outcome.tuned) == ("degenerate", None, None)

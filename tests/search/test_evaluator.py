@@ -2,8 +2,8 @@
 
 from copy import copy
 from dataclasses import replace
-from functools import partial
-from itertools import zip_longest
+from functools import cache, partial
+from itertools import product, zip_longest
 from math import sqrt
 from shutil import copy2
 
@@ -12,7 +12,6 @@ import torch
 from toy_models import assert_same_tensors, losses_in, weights_of
 from toy_setup import (
     CONSTANT,
-    MAGNITUDE,
     NEGATIVE,
     SNIP,
     WANDA,
@@ -85,6 +84,7 @@ def dense_store(evaluator, task):
     return ResidentStore(load_model(subject.model, subject.dtype))
 
 
+@cache
 def pruned(evaluator, task, criterion=WANDA):
     store, target = dense_store(evaluator, task), evaluator.experiment.target(task, criterion.group)
     calibration = subject_of(evaluator, task).tokens["calibration"]
@@ -137,7 +137,7 @@ def test_mistake_is_no_fault_of_the_metric(evaluator, criterion, message):
     assert_dense(evaluator)
 
 
-def test_fitness_is_the_mean_of_the_tasks_relative_rises_by_weight(on_two_models):
+def test_fitness_is_the_mean_of_the_tasks_relative_rises_by_weight_also_in_stages(on_two_models):
     half, other, two_of_four = (
         rises_under_wanda(on_two_models, task).mean().item() / cell.rise
         for task, cell in enumerate(on_two_models.scale.cells)
@@ -145,7 +145,11 @@ def test_fitness_is_the_mean_of_the_tasks_relative_rises_by_weight(on_two_models
     outcome = on_two_models.evaluate(candidate(WANDA))
     expected = (1 * half + 2 * other + 3 * two_of_four) / 6
     assert outcome.fitness == pytest.approx(expected, rel=1e-6)
-    assert outcome.tokens == 4 * 32 + 3 * 16 + 4 * 32
+    assert (outcome.kind, outcome.tokens) == ("evaluated", 4 * 32 + 3 * 16 + 4 * 32)
+    # Stages that do not stop change nothing, and without any nothing stops.
+    limited = candidate(WANDA, limits=Limits(1e9, 1e9))
+    assert staged(on_two_models, 1, 2).evaluate(limited) == outcome
+    assert on_two_models.evaluate(candidate(WANDA, limits=Limits(0.0, 0.0))) == outcome
 
 
 @pytest.mark.parametrize("bad_on", [0, 1, 2])
@@ -159,33 +163,26 @@ def test_stopped_on_one_task_costs_those_after_it_nothing(on_two_models, bad_on)
     assert stopped.reason.endswith(" above 2.0000")
 
 
-def test_stages_that_do_not_stop_change_nothing_and_without_any_nothing_stops(on_two_models):
-    by_layer = candidate(criterion_of("mul(W, G)", "layer"), limits=Limits(1e9, 1e9))
-    outcome = staged(on_two_models, 1, 2).evaluate(by_layer)
-    assert on_two_models.evaluate(replace(by_layer, limits=Limits(0.0, 0.0))) == outcome
-    assert (outcome.kind, outcome.tokens) == ("evaluated", 4 * 32 + 3 * 16 + 4 * 32)
-
-
-@pytest.mark.parametrize("windows", [1, 2, 3])
-def test_stages_divide_the_rise_by_the_profile_and_give_slack_by_windows(evaluator, windows):
-    made = staged(evaluator, windows)
-    rescaled(made, {"shares": (2.0, 0.5, 0.8, 0.7), "rise": 0.5})
-    share = {1: 2.0, 2: 1.25, 3: 1.1}[windows]
-    rise = rises_under_wanda(made, 0)[:windows].mean().item() / share / 0.5
-    best = rise / (1 + SLACK / sqrt(windows))
-    full = made.evaluate(candidate(WANDA, limits=Limits(best + 1e-5, best + 1e-5)))
-    assert (full.kind, full.reason, full.tokens) == ("evaluated", "", 4 * 32)
-    stopped = made.evaluate(candidate(WANDA, limits=Limits(best - 1e-5, rise - 1e-5)))
-    assert (stopped.kind, stopped.fitness, stopped.tokens) == ("stopped", None, windows * 32)
-    assert stopped.reason == f"relative rise {rise:.4f} above {rise - 1e-5:.4f}"
-    ended = made.evaluate(candidate(WANDA, limits=Limits(best - 1e-5, rise + 1e-5)))
-    assert (ended.kind, ended.fitness) == ("evaluated", pytest.approx(rise))
+def test_stages_divide_the_rise_by_the_profile_and_give_slack_by_windows(evaluator):
+    rises = rises_under_wanda(evaluator, 0)
+    for windows, share in ((1, 2.0), (2, 1.25), (3, 1.1)):
+        made = staged(evaluator, windows)
+        rescaled(made, {"shares": (2.0, 0.5, 0.8, 0.7), "rise": 0.5})
+        rise = rises[:windows].mean().item() / share / 0.5
+        best = rise / (1 + SLACK / sqrt(windows))
+        full = made.evaluate(candidate(WANDA, limits=Limits(best + 1e-5, best + 1e-5)))
+        assert (full.kind, full.reason, full.tokens) == ("evaluated", "", 4 * 32)
+        stopped = made.evaluate(candidate(WANDA, limits=Limits(best - 1e-5, rise - 1e-5)))
+        assert (stopped.kind, stopped.fitness, stopped.tokens) == ("stopped", None, windows * 32)
+        assert stopped.reason == f"relative rise {rise:.4f} above {rise - 1e-5:.4f}"
+        ended = made.evaluate(candidate(WANDA, limits=Limits(best - 1e-5, rise + 1e-5)))
+        assert (ended.kind, ended.fitness) == ("evaluated", pytest.approx(rise))
 
 
 def test_losses_are_those_of_the_pruned_model_or_of_the_dense_one(on_two_models):
     for task in range(3):
         windows = subject_of(on_two_models, task).tokens["selection"]
-        for criterion in (SNIP, WANDA, MAGNITUDE):
+        for criterion in (SNIP, WANDA):
             expected = losses_in(pruned(on_two_models, task, criterion), windows).tolist()
             assert on_two_models.losses(task, "selection", criterion) == pytest.approx(expected)
         dense = losses_in(dense_store(on_two_models, task), windows)
@@ -204,11 +201,10 @@ def plenty():
     return made_of(with_memory(False))
 
 
-@pytest.mark.parametrize("group", ["row", "model"])
-def test_scores_made_again_change_nothing(plenty, group):
+def test_scores_made_again_change_nothing(plenty):
     sparing = Evaluator(with_memory(True))
     given(sparing, plenty)
-    for metric in (SNIP.metric, WANDA.metric):
+    for metric, group in product((SNIP.metric, WANDA.metric), ("row", "model")):
         one = candidate(Criterion(metric, group))
         assert sparing.evaluate(one) == plenty.evaluate(one)
 

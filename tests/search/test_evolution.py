@@ -134,8 +134,8 @@ class Searching:
             yield Step(records, self.evolution.state, self.evolution.resumable)
 
 
-def beginning(search, records=(), start=None):
-    breeder = Breeder(search, "row", SEEDS)
+def beginning(search, records=(), start=None, seeds=SEEDS):
+    breeder = Breeder(search, "row", tuple(seeds))
     return Evolution(breeder, Drawn(), start or State(), records)
 
 
@@ -221,45 +221,20 @@ def test_evolution_resumed_equals_uninterrupted(share, checkpoint, lag, seed, ki
     assert_continues(evolution, racing(seed), cut, lag, kind)
 
 
-def test_descents_are_at_work_in_the_full_search(monkeypatch):
-    """Else the tests above would say nothing about them."""
-    expected = journal(7, "full")
-    monkeypatch.setattr(loop, "DESCENTS", 10**6)
-    assert searched(FULL)[0] != expected
-
-
-def test_ask_decides_what_needs_no_evaluation():
+def test_ask_decides_what_needs_no_evaluation_and_each_index_is_committed_once_in_order():
     records, searching = searched(PLAIN)
-    kinds = {candidate.decided.kind for candidate in searching.asked if candidate.decided}
-    assert kinds == {"duplicate", "degenerate"}
+    decided = {candidate.decided.kind for candidate in searching.asked if candidate.decided}
+    assert decided == {"duplicate", "degenerate"}
     for candidate, record in zip(searching.asked, records, strict=True):
         assert record.outcome == (candidate.decided or outcome_of(candidate))
         if record.outcome.kind == "degenerate":
             assert record.outcome.reason == f"'{record.criterion.text}' is constant"
             assert record.candidate.fingerprint is None
-
-
-def test_evolution_commits_every_index_once_in_order_with_all_kinds_of_outcome():
+    assert [record.index for record in records] == list(range(60))
+    kinds = {record.outcome.kind for record in records}
+    assert kinds == decided | {"evaluated", "stopped", "failed"}
     assert [len(step.records) for step in whole()] == [1] * 60
-    assert [record.index for record in journal()] == list(range(60))
-    kinds = {record.outcome.kind for record in journal()}
-    assert kinds == {"evaluated", "stopped", "duplicate", "degenerate", "failed"}
-    assert whole()[-1].state == state_after(journal(), PLAIN)
-
-
-def test_evolution_names_the_first_of_a_text_and_of_a_mask():
-    firsts: dict[str | None, int] = {}
-    reasons = Counter()
-    for record in journal():
-        text, mark = record.criterion.text, record.candidate.fingerprint
-        twins = {"same text": firsts.get(text), "same mask": firsts.get(mark)}
-        known = [f"{what} as {index}" for what, index in twins.items() if index is not None]
-        assert record.outcome.reason == known[0] if known else record.outcome.kind != "duplicate"
-        reasons.update(reason[:9] for reason in known[:1])
-        firsts.setdefault(text, record.index)
-        if mark:
-            firsts.setdefault(mark, record.index)
-    assert set(reasons) == {"same text", "same mask"}
+    assert whole()[-1].state == state_after(records, PLAIN)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -301,7 +276,7 @@ def test_descent_begins_from_the_best_from_which_none_began(lag):
 def test_no_descent_begins_from_what_cannot_and_none_with_the_releases_set():
     assert {record.candidate.origin for record in journal()} == {"seed", "random", "child"}
     signed = Criterion.parse("mul(W, log(X))", "row")  # below 0 where X is below 1
-    evolution = Evolution(Breeder(changed(FULL, lag=0), "row", (signed,)), Drawn(), State())
+    evolution = beginning(changed(FULL, lag=0), seeds=[signed])
     for index in range(EVERY):
         (candidate,) = evolution.ask()
         evolution.tell(index, Outcome("failed") if index else Outcome("evaluated", 0.1, 1))
@@ -311,17 +286,17 @@ def test_no_descent_begins_from_what_cannot_and_none_with_the_releases_set():
 
 def test_descents_take_the_place_of_no_seed():
     texts = ["W", *(f"mul(W, power(X, 0.{i}))" for i in range(11, 11 + 2 * EVERY))]
-    seeds = tuple(Criterion.parse(text, "row") for text in texts)
-    evolution = Evolution(Breeder(changed(FULL, lag=0), "row", seeds), Drawn(), State())
+    seeds = [Criterion.parse(text, "row") for text in texts]
+    evolution = beginning(changed(FULL, lag=0), seeds=seeds)
     records = []
     for index in range(len(seeds)):
         (candidate,) = evolution.ask()
         records += evolution.tell(index, candidate.decided or outcome_of(candidate))
-    assert [record.candidate.criterion for record in records] == list(seeds)
+    assert [record.candidate.criterion for record in records] == seeds
 
 
 @pytest.mark.parametrize("lag", [0, 1, 7, 20])
-def test_mask_that_a_descent_led_to_is_named_by_the_first_that_had_it(lag):
+def test_duplicate_names_the_first_of_its_text_or_mask_also_one_that_a_descent_led_to(lag):
     bred: dict[str, int] = {}  # the first index of each text and mask
     led_to: dict[str, int] = {}  # the same of masks that descents led to
     kinds = Counter()
@@ -350,10 +325,10 @@ def test_mask_that_a_descent_led_to_is_named_by_the_first_that_had_it(lag):
                 assert outcome.reason == f"same mask as {min(known)}"
             else:
                 assert outcome.kind != "duplicate"
-            kinds["bred duplicate"] += outcome.kind == "duplicate"
+            kinds[outcome.reason[:9]] += outcome.kind == "duplicate"
             for key in filter(None, (text, mark)):
                 bred.setdefault(key, index)
-    assert min(kinds[kind] for kind in ("evaluated", "duplicate")) > 0, kinds
+    assert all(kinds[x] for x in ("evaluated", "duplicate", "same text", "same mask")), kinds
 
 
 class Alike(Drawn):

@@ -103,7 +103,7 @@ COSTS = {"X": (0.01, 0.05), "V": (-0.01, 0.05), "H": (0.001, 0.005)}
 """Means of 0.03, 0.02 and 0.003; with two models the error is half the distance."""
 
 
-def test_the_winner_is_the_shortest_within_one_standard_error_of_the_best(judged):
+def test_the_winner_is_the_shortest_within_one_standard_error_and_two_percent_of_the_best(judged):
     choice = judged(costing(COSTS), product("XVH"))
     assert [step["name"] for step in choice.path] == ["0", "0-1", "0-2", "0-3"]
     assert [step["factors"] for step in choice.path] == [5, 4, 3, 2]
@@ -116,11 +116,8 @@ def test_the_winner_is_the_shortest_within_one_standard_error_of_the_best(judged
     assert choice.winner.name == "0-2"
     assert Metric.parse(choice.winner.record.criterion.text).terminals == set("WGX")
     assert choice.winner.record.fitness == choice.winner.selection == pytest.approx(3.023)
-
-
-def test_the_winner_is_at_most_two_percent_worse_than_the_best(judged):
-    choice = judged(costing(COSTS, base=0.5), product("XVH"))  # where 0.023 is 4.6%
-    assert choice.winner.name == "0"
+    # It is at most 2% worse: here 0.023 is 4.6%.
+    assert judged(costing(COSTS, base=0.5), product("XVH")).winner.name == "0"
 
 
 def test_error_is_that_between_windows_and_that_between_models(judged):
@@ -164,12 +161,10 @@ def test_what_is_clearly_worse_on_the_fitness_texts_is_not_measured_on_the_other
 
     def rises(role, task, text):
         asked.add((role, text))
-        return costing({"X": (0.2, 0.2), "V": (0.05, 0.05), "H": (0.3, 0.3)}, base=1.0)(
-            role, task, text
-        )
+        return plain(role, task, text)
 
-    whole = product("XVH")
-    choice = judged(rises, whole, product("XH"), product("VH"))
+    plain = costing({"X": (0.2, 0.2), "V": (0.05, 0.05), "H": (0.3, 0.3)}, base=1.0)
+    choice = judged(rises, product("XVH"), product("XH"), product("VH"))
     assert "2" not in {row["name"] for row in choice.standings}
     assert ("fitness", product("VH")) in asked and ("selection", product("VH")) not in asked
 
@@ -220,8 +215,8 @@ def test_the_winner_has_few_factors_if_any_finalist_has(judged):
 # A run that is extended
 
 
-def before(text, index=9, left_out=1):
-    return Finalist(f"{index}-{left_out}", record_of(index, text, 0.1, "model"))
+def before(text, index=9):
+    return Finalist(f"{index}-1", record_of(index, text, 0.1, "model"))
 
 
 def test_a_winner_is_only_replaced_by_one_that_is_as_good(judged):
@@ -248,7 +243,7 @@ def test_an_extended_run_never_gets_worse(judged):
 
 
 def test_names_of_a_winner_and_of_its_own_candidate_differ(judged):
-    was = before(product("XV"), index=0, left_out=1)
+    was = before(product("XV"), index=0)
     choice = judged(costing(COSTS), product("XVHM"), before=was)
     names = [row["name"] for row in choice.standings]
     assert len(names) == len(set(names))

@@ -9,19 +9,14 @@ from refusals import refusal
 from prunevolve.pruning.masks import WEIGHTS, NOfM, Row, Target, group_of
 from prunevolve.pruning.metric import Criterion, Metric
 from prunevolve.pruning.ranking import DegenerateScores
-from prunevolve.search.fingerprint import (
-    Fingerprints,
-    Probe,
-    take_probe,
-    tensors_digest,
-)
+from prunevolve.search.fingerprint import Fingerprints, Probe, take_probe, tensors_digest
 
 HALF = Target(0.5, Row())
 TWO_OF_FOUR = Target(0.5, NOfM(2, 4))
 refused = partial(refusal, error=DegenerateScores)
 
 
-def probe(seed=0, x_scale=1.0, inputs=16):
+def probe(seed=0, x_scale=1.0):
     """Two layers on different scales, of 6 rows; all terminals positive."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -29,19 +24,10 @@ def probe(seed=0, x_scale=1.0, inputs=16):
         return torch.rand(*shape, generator=generator) + 0.1
 
     names = {"a": 1.0, "b": 3.0}
-    weights = {name: draw(6, inputs) * scale - 0.8 for name, scale in names.items()}
-    X = {name: draw(1, inputs) * x_scale for name in names}
-    G = {name: draw(6, inputs) for name in names}
-    return probe_of(W=weights, X=X, G=G)
-
-
-def probe_of(**terminals):
-    parts = {
-        f"{terminal}/{name}": part
-        for terminal, of in terminals.items()
-        for name, part in of.items()
-    }
-    return Probe.from_tensors(parts)
+    weights = {f"W/{name}": draw(6, 16) * scale - 0.8 for name, scale in names.items()}
+    X = {f"X/{name}": draw(1, 16) * x_scale for name in names}
+    G = {f"G/{name}": draw(6, 16) for name in names}
+    return Probe.from_tensors(weights | X | G)
 
 
 def mark(text, target=HALF, on=None):
@@ -73,25 +59,11 @@ def test_fingerprint_differs_where_the_mask_or_the_target_does():
     assert len({mark("W", target) for target in targets}) == len(targets)
 
 
-SMALL = probe_of(
-    W={
-        "a": torch.tensor([[1.0, 2.0, 3.0, 4.0], [8.0, 7.0, 6.0, 5.0]]),
-        "b": torch.tensor([[3.0, 6.0, 9.0, 12.0], [24.0, 21.0, 18.0, 15.0]]),
-    },
-    G={name: torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]]) for name in "ab"},
-)
-"""W and G of opposite order; b is a on three times the scale."""
-
-
 parse = Criterion.parse
 
 
 def asking(sparsity):
     return lambda group: Target(sparsity, group_of(group))
-
-
-HALVES = Fingerprints([(SMALL, asking(0.5))])
-QUARTERS = Fingerprints([(SMALL, asking(0.25))])
 
 
 def test_fingerprint_sees_a_difference_in_any_of_several_tasks():
@@ -139,24 +111,18 @@ def test_tensors_digest_sees_every_name_and_value_and_no_order_or_layout():
     assert len({digest, *map(tensors_digest, changed)}) == 4
 
 
-def model_tensors(blocks, rows):
-    names = [f"layers.{i}.{part}" for i in range(blocks) for part in ("mlp.up", "attn.q")]
-    count = torch.arange(float(rows))[:, None]
-    weights = {name: (count + i / 10).expand(rows, 4).bfloat16() for i, name in enumerate(names)}
-    X = {f"X/{name}": torch.ones(1, 4) for name in names}
-    return weights, X | {f"G/{name}": count.expand(rows, 4) * 2 for name in names}
-
-
 @pytest.mark.parametrize(
     ("rows", "taken"), [(40, [0, 2, 5, 7, 10]), (32, [0, 2, 4, 6, 8]), (5, [0, 1, 2, 3, 4])]
 )
 def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, taken):
-    tensors = take_probe(*model_tensors(blocks=1, rows=rows), ["layers.0"])
-    W = tensors["W/layers.0.mlp.up"]
+    W = torch.arange(float(rows))[:, None].expand(rows, 4)
+    statistics = {"X/layers.0.up": torch.ones(1, 4), "G/layers.0.up": 2 * W}
+    tensors = take_probe({"layers.0.up": W.bfloat16()}, statistics, ["layers.0"])
+    W = tensors["W/layers.0.up"]
     assert W.shape == (min(rows, 16), 4)
     assert W[:5, 0].tolist() == taken
-    assert torch.equal(tensors["G/layers.0.mlp.up"], 2 * W)
-    assert tensors["X/layers.0.mlp.up"].shape == (1, 4)
+    assert torch.equal(tensors["G/layers.0.up"], 2 * W)
+    assert tensors["X/layers.0.up"].shape == (1, 4)
     assert W.dtype == torch.float32
 
 
@@ -164,8 +130,8 @@ def test_take_probe_takes_the_same_evenly_spaced_rows_of_w_and_g(rows, taken):
     ("targets", "taken"),
     [
         ((HALF,), [0, 2, 4, 6, 8]),
-        ((HALF, Target(0.5, NOfM(2, 4))), [0, 1, 2, 3, 8, 9]),
-        ((Target(0.5, NOfM(4, 8)), Target(0.5, NOfM(2, 4))), [0, 1, 2, 3, 4, 5, 6, 7, 16]),
+        ((HALF, TWO_OF_FOUR), [0, 1, 2, 3, 8, 9]),
+        ((Target(0.5, NOfM(4, 8)), TWO_OF_FOUR), [0, 1, 2, 3, 4, 5, 6, 7, 16]),
     ],
 )
 def test_take_probe_takes_evenly_spaced_inputs_and_whole_groups_of_a_pattern(targets, taken):

@@ -26,14 +26,17 @@ def refusal(call):
     return run
 
 
+@pytest.fixture(scope="module")
+def environment():
+    return json.dumps({"identity": identity(resolve(schema.load(None, [])).read_texts())})
+
+
 @pytest.fixture
-def run_folder(tmp_path):
+def run_folder(tmp_path, environment):
     path = tmp_path / "run"
     path.mkdir()
-    config = schema.load(None, [])
-    (path / "config.yaml").write_text(schema.to_yaml(config))
-    known = {"identity": identity(resolve(config).read_texts())}
-    (path / "environment.json").write_text(json.dumps(known))
+    (path / "config.yaml").write_text(schema.to_yaml(schema.load(None, [])))
+    (path / "environment.json").write_text(environment)
     return path
 
 
@@ -108,7 +111,7 @@ def test_first_worker_without_memory_ends_the_run_with_the_way_out(call, monkeyp
     )
 
 
-def test_options_that_do_not_go_together_are_refused(refusal, run_folder):
+def test_options_that_do_not_go_together_are_refused(refusal):
     problem = "--resume takes its config and folder from the run: only --set goes with it"
     assert refusal(2, "--resume", "run", "--out", "elsewhere") == problem
     problem = "--report and --status take no other option"

@@ -105,13 +105,14 @@ def test_errors_of_other_models_and_texts_are_independent(other):
 
 
 @pytest.fixture(scope="module")
-def evaluator():
+def evaluator(tiny_llama_dir):
     halves = "fitness={corpus: [embedded, embedded], split: ['fitness[:50%]', 'fitness[50%:]'], "
     texts = f"{halves} share: [3, 1], windows: 4, length: 32}}"
-    return made_of(embedded_setup(*small(4), texts, "tasks=[{}, {sparsity: 0.9, weight: 3}]"))
+    tasks = "tasks=[{}, {sparsity: 0.9, weight: 3}]"
+    return made_of(embedded_setup(*small(1), f"model={tiny_llama_dir}", texts, tasks))
 
 
-def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
+def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator, tiny_llama_dir):
     measured = evaluator.scale
     first, second = "embedded fitness[:50%]", "embedded fitness[50%:]"
     assert [(cell.task, cell.text, cell.windows) for cell in measured.cells] == [
@@ -121,7 +122,7 @@ def test_scale_has_a_cell_for_each_task_and_kind_of_text(evaluator):
     assert [cell.weight for cell in measured.cells] == pytest.approx(
         [1 / 4 * 3 / 4, 1 / 4 / 4, 3 / 4 * 3 / 4, 3 / 4 / 4]
     )
-    assert {cell.model for cell in measured.cells} == {"embedded"}
+    assert {cell.model for cell in measured.cells} == {str(tiny_llama_dir)}
     known = {one: evaluator.losses(*one) for one in wanted_of(evaluator.experiment, "fitness", [1])}
     named = baselines_on(evaluator.experiment, 1, "fitness", known)
     assert list(named) == list(BASELINES)

@@ -2,12 +2,13 @@ import hashlib
 import json
 import math
 import os
+import shutil
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from refusals import refusal
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from toy_models import FAMILIES, change_json, change_weights, toy_model
 
 from prunevolve.command_line import FolderError
@@ -19,7 +20,7 @@ from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.run.card import model_card
 from prunevolve.pruning.run.result import check_output_folder, save_model, save_report
-from prunevolve.pruning.run.verify import Inspector, verify_result
+from prunevolve.pruning.run.verify import Inspector, LayerCount, verify_result
 from prunevolve.pruning.store import FolderStore
 
 PLACE = {"corpus": "/home/me/own.txt + c4", "split": "all", "windows": 2, "length": 8, "tokens": 16}
@@ -44,23 +45,19 @@ def dense(tmp_path_factory):
     return folder
 
 
-def store_of(dense, folder):
-    checkpoint = Checkpoint(dense)
-    return FolderStore(checkpoint, toy_model("llama").config, "float32", "cpu", folder)
-
-
 def procedure_of(model, target):
     recipe = {"model": model, "metric": "W", "sparsity": target.sparsity, "calibration": None}
     recipe |= {"update": "none", "propagation": "one-shot"}
     return recipe | {"group": target.group_name, "pattern": target.pattern_text}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def saved(dense):
     def save(folder, target=HALF_OF_ROWS, name=None, **measured):
-        store = store_of(dense, folder)
+        config = toy_model("llama").config
+        store = FolderStore(Checkpoint(dense), config, "float32", "cpu", folder)
         prune(store, Procedure(Metric("W"), target), {})
-        inspector = Inspector(store.model.config, [*linear_layers(store.model)], target)
+        inspector = Inspector(config, [*linear_layers(store.model)], target)
         save_model(store, inspector)
         procedure = procedure_of(name or str(dense), target)
         save_report(folder, procedure, MEASURED | measured, inspector)
@@ -69,23 +66,26 @@ def saved(dense):
     return save
 
 
-def test_save_result_reports_every_layer_and_what_was_measured(tmp_path, saved):
-    report = saved(tmp_path)
-    assert verify_result(tmp_path) == report
+@pytest.fixture(scope="module")
+def finished(saved, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    saved(folder)
+    return folder
+
+
+def test_save_result_reports_every_layer_and_records_each_blocks_shard(finished, dense):
+    report = verify_result(finished)
+    assert report == json.loads((finished / REPORT).read_text())
     layers = report.pop("layers")
     assert report == {"metric": "W", "pattern": "unstructured", "sparsity": 0.5} | MEASURED
     assert len(layers) == 14
     assert layers[0] == {"name": FIRST, "zeros": 128, "size": 256, "pattern_ok": True}
-
-
-def test_save_result_records_each_blocks_shard_with_its_tensors(tmp_path, saved, dense):
-    saved(tmp_path)
-    shards = sorted(tmp_path.glob("*.safetensors"))
+    shards = sorted(finished.glob("*.safetensors"))
     names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     assert [path.name for path in shards] == names
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in shards}
-    assert json.loads((tmp_path / "pruning_recipe.json").read_text())["sha256"] == sums
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert json.loads((finished / "pruning_recipe.json").read_text())["sha256"] == sums
+    index = json.loads((finished / "model.safetensors.index.json").read_text())
     assert index["weight_map"] == {name: path.name for path in shards for name in load_file(path)}
     weights = load_file(dense / "model.safetensors")
     assert set(index["weight_map"]) == set(weights)
@@ -140,12 +140,8 @@ def test_inspector_finds_every_family_under_its_saved_names(tmp_path, family):
         (Target(0.5, NOfM(1, 2)), [[0, 0, 1, 1], [0, 1, 1, 0]], False),
     ],
 )
-def test_inspector_judges_each_comparison_group(tmp_path, target, rows, holds):
-    save_file({"a.weight": torch.tensor(rows).float()}, tmp_path / "model.safetensors")
-    config = toy_model("llama").config
-    inspector = Inspector(config, ["a"], target)
-    inspector.look_at_all(tmp_path)
-    assert inspector.layers[0].pattern_ok is holds
+def test_each_comparison_group_is_judged(target, rows, holds):
+    assert LayerCount.of("a", torch.tensor(rows).float(), target).pattern_ok is holds
 
 
 def first_weight(was_zero, value):
@@ -174,10 +170,10 @@ def altered(name, **settings):
         (lambda folder: (folder / REPORT).unlink(), f"has no {REPORT}: no finished pruned model"),
     ],
 )
-def test_verify_result_names_what_changed_or_is_missing(tmp_path, saved, change, message):
-    saved(tmp_path)
-    change(tmp_path)
-    assert message in refusal(verify_result, tmp_path, error=FolderError)
+def test_verify_result_names_what_changed_or_is_missing(tmp_path, finished, change, message):
+    folder = shutil.copytree(finished, tmp_path / "changed")
+    change(folder)
+    assert message in refusal(verify_result, folder, error=FolderError)
 
 
 @pytest.mark.parametrize(

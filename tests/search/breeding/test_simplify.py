@@ -1,6 +1,7 @@
 """Every rewrite leaves the mask unchanged, in every comparison group, on random trees."""
 
 import random
+from functools import cache
 from itertools import chain
 
 import pytest
@@ -40,6 +41,7 @@ SCALES = {"G": 2.0, "X": 5.0, "V": 2.0, "B": 3.0, "M": 2.0}
 """Of terminals; 1 for all others."""
 
 
+@cache
 def terminals_of(seed: int) -> list[dict[str, torch.Tensor]]:
     """Leaves of two layers on different scales; no two values near each other."""
     generator = torch.Generator().manual_seed(seed)
@@ -76,10 +78,8 @@ def test_simplify_keeps_the_mask(tree_seed, tensor_seed, group):
     assert not simpler.problem
     assert simpler.size <= metric.size
     assert simplify(simplified) == simplified
-    scores = [
-        [one.score(**terminals) for terminals in terminals_of(tensor_seed)]
-        for one in (metric, simpler)
-    ]
+    layers = terminals_of(tensor_seed)
+    scores = [[one.score(**terminals) for terminals in layers] for one in (metric, simpler)]
     if not any(map(_is_tied, chain(*scores))):
         fractions = dict.fromkeys(range(2), 0.5)
         masks = [dict(group_of(group).select(both.__getitem__, fractions)) for both in scores]

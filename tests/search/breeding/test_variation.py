@@ -105,19 +105,10 @@ def test_breeder_varies_trees_of_the_releases_set_and_products_else(primitives, 
     assert {"W", "X"} <= set(mapping) and not {"G", "V"} & set(mapping)
 
 
-# What an entry of `search.seeds` may be
-
-
-def texts(entries, group="row"):
-    criteria = read_seeds(entries, group)
-    assert {criterion.group for criterion in criteria} <= {group}
-    return [criterion.text for criterion in criteria]
-
-
 @pytest.mark.parametrize("group", WEIGHTS)
 def test_seeds_are_names_or_texts_under_the_group_that_is_searched(group):
-    for name, baseline in NAMED.items():
-        assert texts([name], group) == [baseline.text]
-    assert texts(["mul(W, sqr(G))"], group) == ["mul(W, sqr(G))"]
+    for entry in (*NAMED, "mul(W, sqr(G))"):
+        text = NAMED[entry].text if entry in NAMED else entry
+        assert read_seeds([entry], group) == [Criterion.parse(text, group)]
     message = refusal(read_seeds, ["model:wanda"], group)
     assert message.startswith("metric 'model:wanda' is no known name or file: did you mean ")

@@ -23,7 +23,8 @@ from prunevolve.search.evaluator import Resident
 from prunevolve.search.pool.worker import InProcess, fault_of
 from prunevolve.search.records import Candidate
 
-CANDIDATES = [Candidate(0, WANDA), Candidate(1, SNIP)]
+PLAIN, OTHER = Candidate(0, WANDA), Candidate(1, SNIP)
+DESCENT = Candidate(5, SNIP, "descent", (2,))
 CUDA = "CUDA error: an illegal memory access was encountered"
 ALLOCATOR = (
     "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you "
@@ -47,11 +48,33 @@ def test_lack_of_memory_and_errors_of_devices_are_one_kind_of_fault(reason, erro
     assert (fault.kind, fault.reason) == ("out of memory", reason)
 
 
-def test_error_fails_its_candidate_with_type_and_place(monkeypatch):
-    setup = embedded_setup("ray.workers=0")
+@pytest.fixture(scope="module")
+def setup(tiny_llama_dir):
+    """An experiment on a tiny model, and descents on it that take a few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(descent, "STEPS", 3)
+        patch.setattr(descent, "STEPS_OF_TASK", 0)
+        patch.setattr(descent, "LAST_STEPS", 1)
+        settings = (f"model={tiny_llama_dir}", *small(2, length=16), "ray.workers=0")
+        yield embedded_setup(*settings, terminals="XGVHM")
+
+
+@pytest.fixture(scope="module")
+def alone(setup):
+    """The outcomes of an evaluator that no pool has."""
+    evaluator = made_of(setup)
+    return {candidate: evaluator.evaluate(candidate) for candidate in (PLAIN, OTHER, DESCENT)}
+
+
+@pytest.fixture(scope="module")
+def pool(setup):
     pool = quiet_pool(InProcess(setup), setup)
     brief(pool, setup)
-    prune, undisturbed = Resident.prune, outcomes_of(pool, CANDIDATES)
+    return pool
+
+
+def test_error_fails_its_candidate_with_type_and_place(pool, alone, monkeypatch):
+    prune = Resident.prune
 
     def raises(self, metric, *more):
         if metric == WANDA.metric:
@@ -59,8 +82,9 @@ def test_error_fails_its_candidate_with_type_and_place(monkeypatch):
         return prune(self, metric, *more)
 
     monkeypatch.setattr(Resident, "prune", raises)
-    failed, other = jobs_of(pool, CANDIDATES)
-    assert other.outcome == undisturbed[1]
+    pool.workers.faults.clear()
+    failed, other = jobs_of(pool, [PLAIN, OTHER])
+    assert other.outcome == alone[OTHER]
     assert failed.outcome.kind == "failed"
     # An address would differ between attempts.
     reason = r"TypeError: got <object object at 0x\.\.\.> at search/evaluator\.py:[1-9]\d*"
@@ -69,43 +93,23 @@ def test_error_fails_its_candidate_with_type_and_place(monkeypatch):
     assert pool.workers.faults == {"error": 1}
 
 
-@pytest.fixture
-def in_steps(tiny_llama_dir, monkeypatch):
-    """Return an experiment on a tiny model, and a descent on it that takes a few steps."""
-    monkeypatch.setattr(descent, "STEPS", 3)
-    monkeypatch.setattr(descent, "STEPS_OF_TASK", 0)
-    monkeypatch.setattr(descent, "LAST_STEPS", 1)
-    settings = (f"model={tiny_llama_dir}", *small(2, length=16), "ray.workers=0")
-    setup = embedded_setup(*settings, terminals="XGVHM")
-    return setup, Candidate(5, SNIP, "descent", (2,))
-
-
-def test_descent_makes_one_step_each_time_that_its_worker_is_asked(in_steps):
-    setup, candidate = in_steps
-    pool = quiet_pool(InProcess(setup), setup)
-    brief(pool, setup)
-    pool.submit(candidate)
-    pool.submit(Candidate(6, WANDA))
+def test_descent_makes_one_step_each_time_that_its_worker_is_asked(pool, alone):
+    pool.submit(DESCENT)
+    pool.submit(PLAIN)
     done, seen = [], []
     while len(done) < 2:
         if job := pool.next_done():
             done.append(job)
         seen += pool.workers.descents
-    (index,), steps = {index for index, _ in seen}, [step for _, step in seen]
-    assert index == 5
-    assert [step.done for step in steps] == list(range(1, len(steps) + 1))
-    assert len(steps) >= 4
-    assert [job.candidate.index for job in done] == [5, 6]
-    whole = made_of(setup)
-    assert [job.outcome for job in done] == [whole.evaluate(job.candidate) for job in done]
+    assert {index for index, _ in seen} == {DESCENT.index}
+    assert [step.done for _, step in seen] == list(range(1, len(seen) + 1))
+    assert len(seen) >= 4
+    assert [job.candidate for job in done] == [DESCENT, PLAIN]
+    assert [job.outcome for job in done] == [alone[DESCENT], alone[PLAIN]]
     assert done[0].outcome.tuned and done[0].timing["seconds"] > 0
 
 
-def test_worker_begins_the_next_job_after_an_error_in_a_step(in_steps, monkeypatch):
-    setup, candidate = in_steps
-    pool = quiet_pool(InProcess(setup), setup)
-    brief(pool, setup)
-    (expected,) = outcomes_of(pool, [candidate])
+def test_worker_begins_the_next_job_after_an_error_in_a_step(pool, alone, monkeypatch):
     step, calls = descent.Descent.step, []
 
     def raises(self, rate):
@@ -115,7 +119,7 @@ def test_worker_begins_the_next_job_after_an_error_in_a_step(in_steps, monkeypat
         step(self, rate)
 
     monkeypatch.setattr(descent.Descent, "step", raises)
-    again = replace(candidate, index=6, criterion=WANDA)
-    failed, _, other = outcomes_of(pool, [candidate, again, CANDIDATES[0]])
-    assert failed.reason.startswith("KeyError: 'X'") and other.kind == "evaluated"
-    assert outcomes_of(pool, [candidate]) == [expected]  # nothing is left of it
+    fails = replace(DESCENT, index=6, criterion=WANDA)
+    failed, *others = outcomes_of(pool, [fails, DESCENT, PLAIN])
+    assert failed.reason.startswith("KeyError: 'X' at search/descent.py:")
+    assert others == [alone[DESCENT], alone[PLAIN]]  # nothing is left of it

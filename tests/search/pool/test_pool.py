@@ -39,9 +39,8 @@ class ScriptedBackend:
     started: int = 0
     waiting: list = field(default_factory=list)
     staff: set = field(default_factory=set)
-    stopped: list = field(default_factory=list)
     given_at: dict = field(default_factory=dict)
-    ended_at: dict = field(default_factory=dict)
+    stopped: dict = field(default_factory=dict)
     coming: deque = field(default_factory=deque)
 
     def room(self):
@@ -58,7 +57,7 @@ class ScriptedBackend:
             self.answer(worker, Loaded((came,), 0.05) if isinstance(came, str) else came)
         else:
             assert worker in self.staff
-            self.given.append((worker, job, shared))
+            self.given.append((worker, job))
             self.given_at[worker] = self.seconds
             self.answer(worker, self.does(worker, job))
 
@@ -69,8 +68,7 @@ class ScriptedBackend:
             self.coming.append((worker, came, {"seconds": self.takes}))
 
     def stop(self, worker):
-        self.stopped.append(worker)
-        self.ended_at[worker] = self.seconds
+        self.stopped[worker] = self.seconds
         self.staff.discard(worker)
         self.waiting = [other for other in self.waiting if other != worker]
         self.coming = deque(event for event in self.coming if event[0] != worker)
@@ -90,10 +88,14 @@ class ScriptedBackend:
 
     @property
     def evaluations(self):
-        return [(w, job.candidate.index) for w, job, _ in self.given if job.method == "evaluating"]
+        return [(w, job.candidate.index) for w, job in self.given if job.method == "evaluating"]
 
     def tries(self, index):
         return [worker for worker, other in self.evaluations if other == index]
+
+    def waited(self, worker):
+        """Return for how long a worker had its latest job when it was stopped."""
+        return self.stopped[worker] - self.given_at[worker]
 
 
 @pytest.fixture
@@ -116,13 +118,21 @@ def ready_pool(backend, workers=None, **more):
     pool.start()
     for _ in range(3):
         pool.next_done()
-    backend.given.clear()
     return pool
 
 
-def kinds_of(pool, *indices):
+@pytest.fixture
+def pool(backend):
+    return ready_pool(backend)
+
+
+def done_of(pool, *indices):
     submit(pool, *indices)
-    done = drive(pool, len(indices))
+    return drive(pool, len(indices))
+
+
+def kinds_of(pool, *indices):
+    done = done_of(pool, *indices)
     return [done[index].outcome.kind for index in indices]
 
 
@@ -144,10 +154,9 @@ def faulty(fault, bad, times=10**6):
 
 
 @pytest.mark.parametrize(("kind", "fault"), FAULTS.items())
-def test_fault_that_passes_changes_no_outcome(backend, kind, fault):
+def test_fault_that_passes_changes_no_outcome(backend, pool, kind, fault):
     most = MAX_TRIES[kind]
     backend.does = faulty(fault, {0}, times=most - 1)
-    pool = ready_pool(backend)
     assert kinds_of(pool, 0, 1, 2) == ["evaluated"] * 3
     workers = backend.tries(0)
     assert len(workers) == len(set(workers)) == most  # a fresh worker each time
@@ -155,22 +164,19 @@ def test_fault_that_passes_changes_no_outcome(backend, kind, fault):
 
 
 @pytest.mark.parametrize("fault", [LOST, CROWDED, EXHAUSTED])
-def test_candidate_that_ends_every_worker_fails_with_the_reason(backend, fault):
+def test_candidate_that_ends_every_worker_fails_with_the_reason(backend, pool, fault):
     backend.does = faulty(fault, {1})
-    pool = ready_pool(backend)
-    submit(pool, *range(4))
-    found = drive(pool, 4)
+    found = done_of(pool, *range(4))
     most = MAX_TRIES[fault.kind]
     assert found[1].outcome == Outcome("failed", reason=f"{fault.reason}, {most} times")
     assert {found[index].outcome.kind for index in (0, 2, 3)} == {"evaluated"}
     assert len(backend.tries(1)) == most
 
 
-def test_suspects_get_their_last_try_only_after_another_answer(backend):
+def test_suspects_get_their_last_try_only_after_another_answer(backend, pool):
     """While all are lost, none is blamed: those to whom it only happened are evaluated."""
     down = {"until": 10**9}
     backend.does = lambda *_: LOST if backend.started < down["until"] else Outcome("evaluated", 1.0)
-    pool = ready_pool(backend)
     submit(pool, 0, 1)
     while (
         len(backend.tries(0)) < MAX_TRIES["lost"] - 1
@@ -182,12 +188,10 @@ def test_suspects_get_their_last_try_only_after_another_answer(backend):
     assert backend.tries(BASELINE)
 
 
-def test_suspect_that_is_alone_is_judged_by_a_baseline(backend):
+def test_suspect_that_is_alone_is_judged_by_a_baseline(backend, pool):
     alone = {0: EXHAUSTED, BASELINE: Outcome("evaluated", 1.0)}
     backend.does = lambda worker, job: alone[job.candidate.index]
-    pool = ready_pool(backend)
-    submit(pool, 0)
-    found = drive(pool, 1)
+    found = done_of(pool, 0)
     assert list(found) == [0]  # the baseline is no candidate of the search
     assert found[0].outcome.kind == "failed"
     assert [index for _, index in backend.evaluations] == [0, 0, BASELINE, 0]
@@ -195,9 +199,8 @@ def test_suspect_that_is_alone_is_judged_by_a_baseline(backend):
 
 @pytest.mark.parametrize("fault", [*FAULTS.values(), RAISED])
 @pytest.mark.parametrize("candidates", [2, 8])
-def test_pool_where_nothing_can_be_evaluated_blames_no_candidate(backend, fault, candidates):
+def test_pool_where_nothing_can_be_evaluated_blames_no_candidate(backend, pool, fault, candidates):
     backend.does = lambda worker, job: fault
-    pool = ready_pool(backend)
     submit(pool, *range(candidates))
     done = []
     with pytest.raises(Resumable, match=r"^no worker functions: .*$") as error:
@@ -209,10 +212,9 @@ def test_pool_where_nothing_can_be_evaluated_blames_no_candidate(backend, fault,
 
 
 @pytest.mark.parametrize("at_once", [8, 1])
-def test_device_that_fails_all_but_the_baseline_ends_the_run(backend, at_once):
+def test_device_that_fails_all_but_the_baseline_ends_the_run(backend, pool, at_once):
     """Only the baseline can tell, and it works: until there are too many in a row."""
     backend.does = faulty(EXHAUSTED, set(range(100)))
-    pool = ready_pool(backend)
     failed = []
     with pytest.raises(Resumable, match=f"{MOST_SUSPECTS} candidates in a row, the last of them: "):
         for first in range(0, 100, at_once):
@@ -222,63 +224,54 @@ def test_device_that_fails_all_but_the_baseline_ends_the_run(backend, at_once):
     assert len(failed) < MOST_SUSPECTS
 
 
-def test_candidates_that_fail_between_others_never_end_the_run(backend):
+def test_candidates_that_fail_between_others_never_end_the_run(backend, pool):
     bad = set(range(0, 40, 2))
     backend.does = faulty(EXHAUSTED, bad)
-    pool = ready_pool(backend)
     for index in range(40):
         kinds_of(pool, index)
     assert pool.workers.faults == {"out of memory": MAX_TRIES["out of memory"] * len(bad)}
 
 
-def test_candidates_that_raise_in_a_row_fail_if_a_baseline_works(backend):
+def test_candidates_that_raise_in_a_row_fail_if_a_baseline_works(backend, pool):
     backend.does = faulty(RAISED, set(range(12)))
-    pool = ready_pool(backend)
     assert kinds_of(pool, *range(13)) == ["failed"] * 12 + ["evaluated"]
     assert 2 <= len(backend.tries(BASELINE)) <= 3  # not one for each
 
 
 @pytest.mark.parametrize("kind", ["error", "refused"])
-def test_error_of_a_candidate_fails_it_and_no_worker(backend, kind):
+def test_error_of_a_candidate_fails_it_and_no_worker(backend, pool, kind):
     fault = Fault(kind, "KeyError: 'layer'", "search/evaluator.py:120", "Traceback ...")
     backend.does = faulty(fault, {0})
-    pool = ready_pool(backend)
-    submit(pool, 0, 1)
-    found = drive(pool, 2)
+    found = done_of(pool, 0, 1)
     reason = "KeyError: 'layer' at search/evaluator.py:120"
     assert found[0].outcome == Outcome("failed", reason=reason)
     assert found[0].trace == "Traceback ..."
     assert found[1].outcome.kind == "evaluated"
-    assert (len(backend.tries(0)), backend.stopped) == (1, [])
+    assert (len(backend.tries(0)), backend.stopped) == (1, {})
     assert pool.workers.faults == {kind: 1}
 
 
-def test_candidate_that_hangs_every_worker_fails_after_longer_and_longer_waits(backend):
+def test_candidate_that_hangs_every_worker_fails_after_longer_and_longer_waits(backend, pool):
     backend.does = faulty(HANG, {0})
-    pool = ready_pool(backend)
-    submit(pool, *range(300))
-    found = drive(pool, 300)
+    found = done_of(pool, *range(300))
     reason = f"timeout: no answer in time, {MAX_TRIES['timeout']} times"
     assert found[0].outcome == Outcome("failed", reason=reason)
     workers = backend.tries(0)
-    waits = [backend.ended_at[worker] - backend.given_at[worker] for worker in workers]
+    waits = [backend.waited(worker) for worker in workers]
     # Of the first nothing is known but how long the dense model took.
     allowed = [GRACE + FACTOR * 0.05, 2 * (GRACE + FACTOR * 0.1), 4 * (GRACE + FACTOR * 0.1)]
-    assert backend.stopped == workers
-    assert len(workers) == MAX_TRIES["timeout"]
+    assert list(backend.stopped) == workers
     assert all(a < wait < a + 1 for wait, a in zip(waits, allowed, strict=True)), waits
 
 
-def test_suspended_driver_finds_nobody_late_and_takes_what_came_meanwhile(backend):
+def test_suspended_driver_finds_nobody_late_and_takes_what_came_meanwhile(backend, pool):
     backend.does = faulty(HANG, {0})
-    pool = ready_pool(backend)
     submit(pool, 0)
     backend.seconds += 86400
     assert turns(pool, 5) == []
-    submit(pool, 1)
     backend.takes = 86400.0
-    assert drive(pool, 1)[1].outcome.kind == "evaluated"
-    assert backend.stopped == []
+    assert kinds_of(pool, 1) == ["evaluated"]
+    assert not backend.stopped
 
 
 @pytest.mark.parametrize("other", [HANG, REFUSED])
@@ -290,8 +283,7 @@ def test_work_starts_with_the_first_worker_that_is_ready(backend, other):
     assert backend.tries(0) == [2]
 
 
-def test_workers_that_cannot_start_again_end_the_run_with_the_reason(backend):
-    pool = ready_pool(backend)
+def test_workers_that_cannot_start_again_end_the_run_with_the_reason(backend, pool):
     backend.starts = lambda worker: REFUSED
     backend.does = lambda worker, job: LOST
     submit(pool, 0, 1)
@@ -315,7 +307,7 @@ def test_pool_waits_its_time_for_room_and_for_workers_that_never_start(
     with pytest.raises(Resumable, match=rf"no worker for 300 s \(ray.wait_seconds\){why}"):
         pool.start()
     assert least <= backend.seconds - before < least + 2
-    assert backend.stopped == stopped
+    assert list(backend.stopped) == stopped
 
 
 def test_workers_lost_while_they_start_cost_no_try_and_are_not_waited_for_without_end(backend):
@@ -335,10 +327,9 @@ def test_workers_lost_while_they_start_cost_no_try_and_are_not_waited_for_withou
 def test_worker_with_another_model_is_refused_and_gets_nothing(backend):
     backend.starts = lambda worker: "another" if worker == 2 else "the model"
     pool = pool_of(backend)
-    submit(pool, *range(5))
-    drive(pool, 5)
+    done_of(pool, *range(5))
     assert 2 in backend.stopped
-    assert 2 not in {worker for worker, _, _ in backend.given}
+    assert 2 not in {worker for worker, _ in backend.given}
     assert "its models are not the run's" in pool.workers.trouble
 
 
@@ -381,9 +372,8 @@ def test_calls_of_the_run_are_done_again_after_a_fault(backend, fault):
         (Fault("error", "KeyError: 'X'", "x.py:7", "t"), CallError, "KeyError: 'X' at x.py:7"),
     ],
 )
-def test_call_of_the_run_that_cannot_be_done_is_one_line(backend, fault, error, line):
+def test_call_of_the_run_that_cannot_be_done_is_one_line(backend, pool, fault, error, line):
     backend.does = lambda worker, job: fault
-    pool = ready_pool(backend)
     with pytest.raises(error, match=f"^a worker failed in probe_tensors: {line}$") as raised:
         next(pool.tensors("probe_tensors", [0]))
     assert getattr(raised.value, "trace", "t") == "t"
@@ -422,9 +412,8 @@ class Stepping:
         return Step(count, self.steps) if count <= self.steps else self.result
 
 
-def test_worker_that_answers_with_steps_goes_on_until_its_result(backend):
+def test_worker_that_answers_with_steps_goes_on_until_its_result(backend, pool):
     backend.does = Stepping(4, only=0)
-    pool = ready_pool(backend)
     submit(pool, *range(6))
     found, seen = {}, []
     while len(found) < 6:
@@ -440,26 +429,23 @@ def test_worker_that_answers_with_steps_goes_on_until_its_result(backend):
     assert pool.workers.descents == []
 
 
-def test_each_step_has_its_own_time(backend):
+def test_each_step_has_its_own_time(backend, pool):
     backend.takes = 4.0
     backend.does = stepping = Stepping(40, only=0)
-    pool = ready_pool(backend)
     assert kinds_of(pool, 0) == ["evaluated"]
     assert 40 * backend.takes > GRACE + FACTOR * backend.takes  # in all it was longer than one may
-    assert (backend.stopped, pool.workers.faults) == ([], {})
+    assert (backend.stopped, pool.workers.faults) == ({}, {})
     first = backend.tries(0)[0]
     stepping.only, stepping.faults = 1, {(first, 3): HANG}
     assert kinds_of(pool, 1) == ["evaluated"]
-    assert backend.stopped == [first]
-    waited = backend.ended_at[first] - backend.given_at[first]  # from its third step on
+    assert list(backend.stopped) == [first]
     allowed = GRACE + FACTOR * backend.takes
-    assert allowed < waited < allowed + 5
+    assert allowed < backend.waited(first) < allowed + 5  # from its third step on
 
 
 @pytest.mark.parametrize(("kind", "fault"), FAULTS.items())
-def test_fault_between_steps_lets_another_worker_begin_again(backend, kind, fault):
+def test_fault_between_steps_lets_another_worker_begin_again(backend, pool, kind, fault):
     backend.does = stepping = Stepping(3, only=0)
-    pool = ready_pool(backend)
     first = sorted(backend.staff)[0]
     stepping.faults = {(first, 3): fault}
     submit(pool, 0)
@@ -476,36 +462,14 @@ def test_fault_between_steps_lets_another_worker_begin_again(backend, kind, faul
     assert done[0].timing["seconds"] == pytest.approx(4 * backend.takes)
 
 
-def test_error_in_a_step_fails_its_candidate_and_no_worker(backend):
-    backend.does = stepping = Stepping(3, only=0)
-    pool = ready_pool(backend)
-    stepping.faults = {(worker, 2): RAISED for worker in backend.staff}
-    submit(pool, 0, 1)
-    found = drive(pool, 2)
-    assert found[0].outcome == Outcome("failed", reason=RAISED.line)
-    assert (found[1].outcome.kind, backend.stopped) == ("evaluated", [])
-
-
-STATUS = {
-    **{
-        "state": "running",
-        "best": None,
-        "per_hour": 60,
-        "outcomes": {},
-        "workers": {},
-        "faults": {},
-        "trouble": "",
-    },
-    "descents": {str(index): [index, 9] for index in range(1, SHOWN + 3)},
-}
-
-
 def test_status_says_how_far_some_descents_are():
-    (line,) = (line for line in lines_of(STATUS) if line.startswith("descents: "))
-    assert line.startswith("descents: candidate 1 at step 1 of 9, candidate 2 at step 2 of 9, ")
-    assert line.endswith(f"candidate {SHOWN} at step {SHOWN} of 9 and 2 more")
-    for status in (STATUS | {"descents": {}}, {k: STATUS[k] for k in STATUS if k != "descents"}):
-        assert not [line for line in lines_of(status) if "descents" in line]
+    status = {"state": "running", "best": None, "per_hour": 60}
+    status |= {kind: {} for kind in ("outcomes", "workers", "faults")}
+    far = {str(index): [index, 9] for index in range(1, SHOWN + 3)}
+    (line,) = set(lines_of(status | {"descents": far})) - set(lines_of(status))
+    shown = ", ".join(f"candidate {index} at step {index} of 9" for index in range(1, SHOWN + 1))
+    assert line == f"descents: {shown} and 2 more"
+    assert lines_of(status | {"descents": {}}) == lines_of(status)
 
 
 # Finalists with ever fewer factors
@@ -513,23 +477,14 @@ def test_status_says_how_far_some_descents_are():
 
 @pytest.mark.parametrize("fault", [None, *FAULTS.values()])
 @pytest.mark.parametrize("path", [[], [(Criterion.parse("W", "model"), Metric("G"))]])
-def test_shorter_gives_the_path_of_a_candidate_whatever_happens(backend, fault, path):
+def test_shorter_gives_the_path_of_a_candidate_whatever_happens(backend, pool, fault, path):
     backend.does = stepping = Stepping(2)
-    pool = ready_pool(backend)
     stepping.result = path
     if fault:
         stepping.faults = {(sorted(backend.staff)[0], 2): fault}
     record = record_of(7, "W", 0.1, "model")
     assert pool.shorter("leaving out", record) == path
-    asked = {(job.method, *job.arguments) for _, job, _ in backend.given}
+    asked = {(job.method, *job.arguments) for _, job in backend.given}
     assert asked == {("shortening", record.criterion, 7)}
-    assert not any(job.is_candidate for _, job, _ in backend.given)
+    assert not any(job.is_candidate for _, job in backend.given)
     assert sum(pool.workers.faults.values()) == bool(fault)
-
-
-def test_shorter_that_cannot_be_done_is_one_line(backend):
-    backend.does = Stepping(2, faults={(worker, 2): RAISED for worker in (1, 2)})
-    pool = ready_pool(backend)
-    problem = f"^a worker failed in shortening: {RAISED.line}$"
-    with pytest.raises(CallError, match=problem):
-        pool.shorter("leaving out", record_of(7, "W", 0.1, "model"))

@@ -2,26 +2,34 @@
 
 import psutil
 import pytest
-from ray_cluster import Orders, cluster_of, is_gone, next_outcome, pool_of, until
+from ray_cluster import Orders, cluster_of, is_gone, pool_of, until
 from toy_models import assert_same_tensors
-from toy_setup import SNIP, WANDA, brief, embedded_setup, jobs_of, made_of, outcomes_of
+from toy_setup import SNIP, WANDA, brief, drive, embedded_setup, jobs_of, made_of, outcomes_of
 
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.fingerprint import tensors_digest
-from prunevolve.search.pool import workers as workers
+from prunevolve.search.pool import workers
 from prunevolve.search.records import Candidate
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def one_model():
-    setup = embedded_setup()
-    return setup, made_of(setup).evaluate(Candidate(0, WANDA))
+def setup():
+    return embedded_setup("tasks=[{}, {dtype: bfloat16, pattern: '2:4', weight: 2}]")
 
 
-def test_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
-    setup, expected = one_model
+@pytest.fixture(scope="module")
+def here(setup):
+    return made_of(setup)
+
+
+@pytest.fixture(scope="module")
+def expected(here):
+    return here.evaluate(Candidate(0, WANDA))
+
+
+def test_pool_grows_and_shrinks_with_the_cluster(tmp_path, setup, expected):
     orders = Orders(tmp_path)
     with cluster_of(tmp_path, num_cpus=0) as cluster, pool_of(cluster, setup) as pool:
         assert pool.next_done() is None
@@ -38,7 +46,7 @@ def test_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
         cluster.remove_node(second)
         until(pool, lambda: pool.workers.ready == 1)
         orders.withdraw("hold-0", "hold-1")
-        assert [next_outcome(pool) for _ in range(2)] == [expected, expected]
+        assert [job.outcome for job in drive(pool, 2).values()] == [expected, expected]
         until(pool, lambda: pool.workers.starting == 0)
         assert pool.workers.faults == {"lost": 1}
         cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
@@ -47,8 +55,7 @@ def test_pool_grows_and_shrinks_with_the_cluster(tmp_path, one_model):
         assert outcomes_of(pool, [Candidate(2, WANDA)]) == [expected]
 
 
-def test_gpu_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_path, one_model):
-    setup, _ = one_model
+def test_gpu_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_path, setup):
     # Three of 0.6 fit two GPUs by their sum, and two in truth.
     with (
         cluster_of(tmp_path, num_cpus=4, num_gpus=2) as made,
@@ -60,8 +67,7 @@ def test_gpu_fraction_that_does_not_divide_a_node_leaves_no_worker_waiting(tmp_p
         assert (pool.workers.ready, pool.workers.starting) == (2, 0)
 
 
-def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model, monkeypatch):
-    setup, expected = one_model
+def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, setup, expected, monkeypatch):
     orders = Orders(tmp_path)
     memory = psutil.virtual_memory()
     # Far above what other tests may take meanwhile, and below what the order takes.
@@ -81,16 +87,6 @@ def test_workers_that_rays_memory_monitor_ends_are_replaced(tmp_path, one_model,
 
 
 # A pool that stays open from here on: a process has one Ray at a time
-
-
-@pytest.fixture(scope="module")
-def setup():
-    return embedded_setup("tasks=[{}, {dtype: bfloat16, pattern: '2:4', weight: 2}]")
-
-
-@pytest.fixture(scope="module")
-def here(setup):
-    return made_of(setup)
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +117,6 @@ def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
     assert pool.workers.loaded.digests == tuple(map(tensors_digest, masters))
     ((_, probe),) = pool.tensors("probe_tensors", [1])
     assert_same_tensors(probe, here.probe_tensors(1))
-
-
-def test_wrong_value_in_a_request_is_one_line(pool):
-    line = r"^a worker failed in losses: ValueError: "
-    with pytest.raises(ValueError, match=line) as error:
-        pool.losses("losses", [(0, "report", Criterion(WANDA.metric, "none"))])
-    assert "\n" not in str(error.value)
 
 
 def test_worker_whose_device_is_broken_for_good_is_replaced(pool, here, orders):
