@@ -25,9 +25,9 @@ from prunevolve.pruning.masks import Layer, Model, Neurons, NOfM, Row, Target
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.pruner import collect
+from prunevolve.pruning.ranking import zeroed
 from prunevolve.pruning.statistics import TERMINALS, of_layer
 from prunevolve.pruning.store import ResidentStore
-from prunevolve.pruning.weights import zeroed
 from prunevolve.search import slope
 from prunevolve.search.breeding.factors import MAX_FACTORS, factors_for
 from prunevolve.search.breeding.product import can_descend, factors_of, product_of_powers
