@@ -13,15 +13,19 @@ import search_process
 
 from prunevolve import run_prune
 from prunevolve.command_line import NOTHING_WRITTEN, check_interrupt, interruptible
+from prunevolve.search import command as run_search
 from prunevolve.search.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-OUT = "--out", "out"
+SCRIPTS = ["run_prune", "run_search"]
+NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+PRUNE = ("run_prune.py", "--model", "embedded", "--metric", "wanda", "--out", "out")
 
 
-def launched(script, *words, folder=ROOT):
-    settings = os.environ | {"COLUMNS": "100", "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+def launched(script, *words, folder=ROOT, **environment):
+    path = f"{folder}{os.pathsep}{ROOT}"
+    settings = os.environ | {"COLUMNS": "100", "PYTHONPATH": path} | environment
     command = [sys.executable, script if script == "-c" else str(ROOT / script), *words]
     return search_process.run(command, cwd=folder, env=settings)
 
@@ -32,7 +36,7 @@ def run_without(libraries, script, *words, folder=ROOT):
     return launched("-c", f"{begin}; {start}", *words, folder=folder)
 
 
-@pytest.mark.parametrize("script", ["run_prune", "run_search"])
+@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--version", 0), ("--nonsense", 2)])
 def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, option, code):
     run = run_without("torch transformers numpy ray deap datasets", script, option)
@@ -73,18 +77,22 @@ def test_status_is_shown_without_the_libraries_of_a_search(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
-    [(("--metric", "wanda"), "--model is required"), (("--sparcity", 1), "No such option: ")],
+    ("script", "words", "problem"),
+    [
+        (run_prune, ("--metric", "wanda"), "--model is required"),
+        (run_prune, ("--sparcity", 1), "No such option: "),
+        (run_search, ("--set", "search.sed=1"), "did you mean seed?"),
+    ],
 )
-def test_json_has_a_mistake(words, problem):
-    out, err = search_process.started(run_prune, *words, "--json", code=2)
+def test_json_has_a_mistake(script, words, problem):
+    out, err = search_process.started(script, *words, "--json", code=2)
     told = json.loads(out)
     assert (told["exit"], told["reason"]) == (2, "usage")
     assert problem in told["error"]
     assert err == f"error: {told['error']}\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", NUMBERS)
 def test_interruptible_raises_at_the_first_signal_and_leaves_the_second_to_python(number):
     own = signal.getsignal(number)
     with interruptible():
@@ -118,14 +126,9 @@ def test_interruptible_lets_nohup_ignore_a_closed_terminal():
         signal.signal(signal.SIGHUP, own)
 
 
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (signal.SIGTERM, ("run_search.py", *OUT, "--json")),
-        (signal.SIGHUP, ("run_prune.py", "--model", "embedded", "--metric", "wanda", *OUT)),
-    ],
-)
-def test_signal_while_torch_is_imported_ends_in_one_line_and_3(tmp_path, number, words):
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("words", [("run_search.py", "--out", "out", "--json"), PRUNE])
+def test_signal_while_torch_is_imported_ends_in_one_line_and_3(tmp_path, words, number):
     # In the module's place stands one that is hit by the signal.
     (tmp_path / "torch.py").write_text(
         f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(30)\n"

@@ -139,7 +139,8 @@ def test_run_prune_in_another_dtype_prints_one_object_of_json_and_saves_the_mode
     assert json.loads(prune_small(code=4, json=True)[0])["reason"] == "folder"
 
 
-def test_evaluate_of_a_result_is_what_its_pruning_printed_unless_told(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
+def test_evaluate_of_a_result_is_what_its_pruning_printed_unless_told(tmp_path, monkeypatch, dtype):
     # As on a processor that is fast in the dtype of the model's files.
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True)
     passed, states = [], ResidentStore.states
@@ -151,12 +152,7 @@ def test_evaluate_of_a_result_is_what_its_pruning_printed_unless_told(tmp_path, 
     # In a batch, as larger models show, windows may be rounded differently.
     monkeypatch.setattr(ResidentStore, "states", counted)
     windows = {"seqlen": 128, "eval_windows": 5, "eval_corpus": "embedded"}
-    named = {
-        "model": "embedded",
-        "metric": "magnitude",
-        "dtype": "bfloat16",
-        "out": tmp_path / "out",
-    }
+    named = {"model": "embedded", "metric": "magnitude", "dtype": dtype, "out": tmp_path / "out"}
     out, _ = call(**named, **windows, eval_split="selection")
     told = out.partition("pruned perplexity ")[2].partition("\n")[0]
     exact = paper(tmp_path / "out", "report")["pruned_perplexity"]
@@ -193,6 +189,7 @@ def test_perplexity_that_is_not_finite_is_null_and_named_with_text_window_and_dt
     ("name", "metric", "shards"),
     [
         ("model.embed_tokens.weight", "magnitude", 2),
+        ("model.layers.0.mlp.up_proj.weight", "magnitude", 0),
         ("model.layers.0.mlp.up_proj.weight", "wanda", 0),
     ],
 )
@@ -481,6 +478,7 @@ MEMORY_OR_DEVICE = "free memory, or see to the device, and {}"
 STOPS = [
     *((way, None, 3, "interrupted; {}") for way in METHODS),
     ("forward", RuntimeError("CUDA error: a\nb"), 3, f"error: CUDA error: a: {MEMORY_OR_DEVICE}"),
+    ("forward", torch.OutOfMemoryError("OOM"), 3, f"error: OOM: {MEMORY_OR_DEVICE}"),
     ("forward", MemoryError(), 3, f"error: out of memory: {MEMORY_OR_DEVICE}"),
     ("forward", ValueError("scores are constant"), 2, "error: scores are constant"),
 ]
@@ -601,8 +599,9 @@ def test_resume_publishes_what_was_whole(prune_small, undisturbed, tmp_path, mon
     verify_result(tmp_path / "out")
 
 
+@pytest.mark.parametrize("end", [-100, -1], ids=["cut short", "other bytes"])
 def test_resume_refuses_a_shard_that_changed_and_makes_a_removed_one_again(
-    prune_small, undisturbed, at_shard, tmp_path
+    prune_small, undisturbed, at_shard, tmp_path, end
 ):
     expected, unfinished = undisturbed(metric="wanda"), tmp_path / "out"
     at_shard(2)
@@ -611,7 +610,7 @@ def test_resume_refuses_a_shard_that_changed_and_makes_a_removed_one_again(
         time.sleep(0.01)
     first = unfinished / ".unfinished/result/model-00002-of-00003.safetensors"
     content = first.read_bytes()
-    first.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    first.write_bytes(content[:end] + bytes([content[-1] ^ 1]) * (end == -1))
     before = contents_of(unfinished)
     _, err = prune_small(code=4, resume=True)
     problem = "is not as it was written: remove it, and --resume makes it again"
@@ -633,8 +632,9 @@ def test_run_prune_works_in_a_folder_alone(prune_small, tmp_path):
     ("module", "number", "cause", "way_out"),
     [
         (store, 2, errno.ENOSPC, "make room"),
+        (store, 2, errno.EROFS, "make it writable"),
         (checkpoint, 3, errno.ENOSPC, "make room"),
-        (checkpoint, 12, errno.EROFS, "make it writable"),
+        (checkpoint, 12, errno.ENOSPC, "make room"),
     ],
 )
 def test_disk_that_takes_no_more_leaves_what_resumes(

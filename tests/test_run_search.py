@@ -28,7 +28,7 @@ from prunevolve.search import command as run_search
 from prunevolve.search.breeding.variation import read_seeds
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.experiment import resolve
-from prunevolve.search.finalists import ROLES
+from prunevolve.search.finalists import ROLES, WORSE
 from prunevolve.search.run_folder import RunFolder
 
 SMALL = [
@@ -184,6 +184,25 @@ def test_report_of_a_damaged_summary_is_refused(run, call):
     (run / "summary.json").write_text('{"tasks": [], "best": {}}')
     _, err = call("--report", run, code=4)
     assert "summary.json lacks candidates, path, selection, verdict_kind" in err
+
+
+def test_winner_is_the_best_on_the_selection_texts(finished, on_two_tasks):
+    summaries = [read(run / "summary.json") for run in (finished, on_two_tasks[0])]
+    for summary in summaries:
+        standings = summary["selection"]
+        losses = [(one["fitness"] + one["selection"]) / 2 for one in standings]
+        assert losses
+        assert losses == sorted(losses)
+        for one, loss in zip(standings, losses, strict=True):
+            assert one["difference"] == pytest.approx(loss - losses[0], abs=1e-9)
+        (chosen,) = (one for one in standings if one["chosen"])
+        good = [
+            one
+            for one in standings
+            if one["difference"] <= min(one["standard_error"], WORSE * abs(losses[0]))
+        ]
+        assert chosen == min(good, key=lambda one: one["factors"])
+        assert summary["best"].items() >= {k: chosen[k] for k in ("name", "metric")}.items()
 
 
 def test_every_finalist_is_in_the_hall_of_fame_and_can_be_applied_by_its_name(finished):
@@ -361,8 +380,8 @@ def test_resume_of_a_finished_run_tells_its_result_measuring_nothing(run, monkey
     assert f"--metric {run / 'best_metric.json'} --sparsity 0.6" in line
 
 
-def test_callback_that_raises_ends_the_run_which_can_be_resumed_and_leaves_the_threads(
-    finished, tmp_path
+def test_callback_that_raises_ends_the_run_which_can_be_resumed_and_leaves_threads_and_screen(
+    finished, tmp_path, capsys
 ):
     class Enough(Exception):
         pass
@@ -390,6 +409,7 @@ def test_callback_that_raises_ends_the_run_which_can_be_resumed_and_leaves_the_t
     assert [record.index for record in fresh] == list(range(begun, 16))
     assert_same(out, finished)
     assert result.summary == read(out / "summary.json")
+    assert capsys.readouterr().out == ""
     best = result.summary["best"]
     assert (result.best.text, result.best.group) == (best["metric"], best["group"])
 
@@ -475,10 +495,11 @@ def test_damaged_journal_is_one_line_whose_way_out_gives_the_same_run(run, call)
     assert journal.read_bytes() == before
 
 
-def test_damaged_losses_are_refused_with_their_line_and_leave_the_config(run, call):
+@pytest.mark.parametrize("damaged", [b"{}", b"selection, null"])
+def test_damaged_losses_are_refused_with_their_line_and_leave_the_config(run, call, damaged):
     before = (run / "config.yaml").read_bytes()
     first, _, *others = (run / "losses.jsonl").read_bytes().splitlines()
-    (run / "losses.jsonl").write_bytes(b"\n".join([first, b"selection, null", *others, b""]))
+    (run / "losses.jsonl").write_bytes(b"\n".join([first, damaged, *others, b""]))
     _, err = call("--resume", run, "--set", "search.candidates=20", code=4)
     assert err.startswith(f"error: {run / 'losses.jsonl'} line 2 is damaged: remove the line and")
     assert (run / "config.yaml").read_bytes() == before

@@ -17,7 +17,7 @@ def own_losses(model, windows):
     return torch.stack([model(input_ids=w[None], labels=w[None]).loss for w in windows])
 
 
-@pytest.mark.parametrize("chunk", [4, 512])
+@pytest.mark.parametrize("chunk", [4, TOKENS - 1, 512])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_window_losses_are_the_models_own_whatever_the_chunk(family, chunk, monkeypatch):
     monkeypatch.setattr(stream, "HEAD_TOKENS", chunk)

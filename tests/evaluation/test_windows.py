@@ -77,10 +77,11 @@ def test_provenance_says_where_the_tokens_come_from(windows_of, numbers, capfd):
     assert capfd.readouterr().err == ""  # though the text is longer than the model's context
 
 
-@pytest.mark.parametrize(("windows", "length", "seed"), [(3, 34, None), (5, 101, 0)])
-def test_windows_that_do_not_fit_the_text_are_refused(windows_of, windows, length, seed):
+@pytest.mark.parametrize("layout", [(3, 34, None), (5, 101, 0)])
+def test_windows_that_do_not_fit_the_text_are_refused(windows_of, layout):
+    windows, length, _ = layout
     problem = f"windows must be at least 1 and fit the text, got {windows} of {length} tokens; "
-    assert refusal(windows_of, windows, length, seed).startswith(problem)
+    assert refusal(windows_of, *layout).startswith(problem)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +131,11 @@ def test_kinds_are_cut_as_by_themselves_and_stand_among_each_other_evenly(halves
         assert torch.equal(cut.tokens[torch.tensor(cut.kinds) == kind], alone.tokens)
 
 
-def test_texts_share_windows_that_do_not_divide_by_the_largest_remainders(halves):
+def test_texts_share_the_windows_unless_they_overlap(halves):
     assert [text.windows for text in shared(halves, (1, 1), 5)] == [3, 2]
     assert [text.windows for text in shared(halves, (1, 2), 4)] == [1, 3]
+    twice = [Text(halves[0], split, 4, 3) for split in ("all[:60%]", "all[50%:]")]
+    assert refusal(share_windows, twice, (1, 1)).startswith("part 1 and part 2 overlap: ")
 
 
 def of_role(*places):

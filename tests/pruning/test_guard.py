@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from toy_models import assert_same_tensors, losses_in, tensors_of, toy_model, to
 import prunevolve
 from prunevolve.evaluation.perplexity import window_losses
 from prunevolve.pruning.checkpoint import Checkpoint
-from prunevolve.pruning.masks import Neurons, Target, group_of
+from prunevolve.pruning.masks import Target, group_of, pattern_group
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.passes import Procedure
@@ -24,10 +25,12 @@ HELD = WINDOWS[::HELD_BACK]
 OTHERS = torch.cat([WINDOWS[1:HELD_BACK], WINDOWS[HELD_BACK + 1 :]])
 TEXTS = {"calibration": OTHERS, "held_back": HELD}
 FAMILY = "opt_projected"  # its layers have biases, which a narrower one loses some of
+NEURONS = Target(0.5, replace(pattern_group("neurons", None), multiple=1))
 TARGETS = {
     "row": Target(0.5, group_of("row")),
     "model": Target(0.5, group_of("model")),
-    "neurons": Target(0.5, Neurons(multiple=1)),
+    "2:4": Target(0.5, pattern_group("2:4", None)),
+    "neurons": NEURONS,
 }
 targets = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 
@@ -45,11 +48,15 @@ def harmful(weight, removal, gram):
     return torch.full_like(weight, torch.nan).masked_fill(removal, 0), 0
 
 
+def harmless(weight, removal, gram):
+    return weight.masked_fill(removal, 0), 0
+
+
 def twice(weight, removal, gram):
     return weight.masked_fill(removal, 0) * 2, 0
 
 
-def run(store, procedure):
+def run(store, procedure, **more):
     """Prune and measure; return what was recorded."""
     records = {}
     windows = {**TEXTS, "dense": WINDOWS[:2], "pruned": WINDOWS[:2]}
@@ -59,6 +66,7 @@ def run(store, procedure):
         windows,
         record=lambda kind, value: records.setdefault(kind, {}).update(value),
         losses=window_losses,
+        **more,
     )
     return records
 
@@ -70,22 +78,14 @@ def dense(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["memory", "folder", "folder, kept"])
-def stores(request, dense, tmp_path):
-    """Return two stores of the same model: in memory, or of folders that keep blocks or not."""
-    if request.param == "memory":
-        return [ResidentStore(toy_model(FAMILY), narrows=True) for _ in range(2)]
-    folders, keeps = [tmp_path / "one", tmp_path / "other"], request.param == "folder, kept"
-    for folder in folders:
-        folder.mkdir()
-    config, files = toy_model(FAMILY).config, Checkpoint(dense)
-    return [FolderStore(files, config, "float32", "cpu", folder, keeps) for folder in folders]
+def folder_store(dense, folder, keeps=False):
+    folder.mkdir(exist_ok=True)
+    config = toy_model(FAMILY).config
+    return FolderStore(Checkpoint(dense), config, "float32", "cpu", folder, keeps)
 
 
-def tensors_in(store):
-    if isinstance(store, FolderStore):
-        return tensors_of(store.shard(None).parent)
-    return {name: tensor.clone() for name, tensor in store.model.state_dict().items()}
+def state_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -110,27 +110,42 @@ def test_part_is_where_a_parabola_through_the_losses_is_lowest(losses, part):
 
 
 @targets
-def test_what_is_left_out_leaves_the_masked_model(stores, target):
-    plain, guarded = stores
-    was, now = run(plain, masked(target)), run(guarded, updated(target, harmful))
-    assert_same_tensors(tensors_in(guarded), tensors_in(plain))
+def test_what_is_left_out_leaves_the_masked_model(target):
+    plain, guarded = toy_model(FAMILY), toy_model(FAMILY)
+    was = run(ResidentStore(plain, narrows=True), masked(target))
+    now = run(ResidentStore(guarded, narrows=True), updated(target, harmful))
+    assert_same_tensors(state_of(guarded), state_of(plain))
     assert now["losses"] == was["losses"]
     assert now["guard"]["part"] == 0
     assert "guard" not in was
 
 
 @targets
-def test_weights_are_mixed_by_the_part(stores, target, monkeypatch):
+@pytest.mark.parametrize("keeps", [None, False, True])
+def test_weights_are_mixed_by_the_part(dense, tmp_path, target, keeps, monkeypatch):
     monkeypatch.setattr("prunevolve.pruning.walk.part_chosen", lambda *losses: 0.25)
-    plain, mixed = stores
+
+    def stores():
+        return (
+            [ResidentStore(toy_model(FAMILY), narrows=True) for _ in range(2)]
+            if keeps is None
+            else [folder_store(dense, tmp_path / name, keeps) for name in ("plain", "mixed")]
+        )
+
+    plain, mixed = stores()
     run(plain, masked(target))
-    now, expected = run(mixed, updated(target, twice)), tensors_in(plain)
+    now = run(mixed, updated(target, twice))
+    if keeps is None:
+        tensors, expected = state_of(mixed.model), state_of(plain.model)
+    else:
+        tensors, expected = (tensors_of(tmp_path / name) for name in ("mixed", "plain"))
     for name in linear_layers(toy_model(FAMILY)):  # 1 and a quarter of the way to 2
         expected[f"{name}.weight"] *= 1.25
-    assert_same_tensors(tensors_in(mixed), expected)
-    if isinstance(mixed, ResidentStore):
+    assert_same_tensors(tensors, expected)
+    measured = [float(x) for x in now["losses"]["pruned"]]
+    if keeps is None:
         losses = losses_in(mixed, WINDOWS[:2])
-        assert now["losses"]["pruned"] == pytest.approx(losses.tolist(), rel=1e-5)
+        assert measured == pytest.approx([float(x) for x in losses], rel=1e-5)
 
 
 def test_weights_are_mixed_by_the_masks_of_the_update_behind_pruned_blocks(monkeypatch):
@@ -139,6 +154,22 @@ def test_weights_are_mixed_by_the_masks_of_the_update_behind_pruned_blocks(monke
     how = {"update": "sparsegpt", "propagation": "sequential", "group": "row"}
     report = prunevolve.prune(model, "wanda", WINDOWS, sparsity=0.5, **how)
     assert all(layer.pattern_ok for layer in report.layers)
+
+
+@targets
+def test_losses_compared_are_those_of_windows_held_back(target):
+    model = toy_model(FAMILY)
+    guard = run(ResidentStore(model, narrows=True), updated(target, harmless))["guard"]
+    plain = toy_model(FAMILY)  # by the other windows
+    prune(ResidentStore(plain, narrows=True), masked(target), {"calibration": OTHERS})
+    assert_same_tensors(state_of(model), state_of(plain))
+    expected = float(losses_in(ResidentStore(model), HELD).mean())
+    assert guard == {
+        "without": pytest.approx(expected, rel=1e-5),
+        "half": pytest.approx(expected, rel=1e-5),
+        "with": pytest.approx(expected, rel=1e-5),
+        "part": guard["part"],
+    }
 
 
 @targets
@@ -155,6 +186,62 @@ def test_losses_are_those_without_half_and_all_of_the_update(target, monkeypatch
         assert guard[name] == pytest.approx(loss, rel=1e-5), name
 
 
+@targets
+@pytest.mark.parametrize("keeps", [False, True])
+def test_shards_are_those_of_the_plain_pruning(dense, tmp_path, target, keeps):
+    plain, guarded = tmp_path / "plain", tmp_path / "guarded"
+    was = run(folder_store(dense, plain, keeps), masked(target))
+    now = run(folder_store(dense, guarded, keeps), updated(target, harmful))
+    assert_same_tensors(tensors_of(guarded), tensors_of(plain))
+    assert now["losses"] == was["losses"]
+
+
+class Killed(Exception):
+    pass
+
+
+@targets
+@pytest.mark.parametrize("part", [0.0, 0.3])
+@pytest.mark.parametrize("moment", ["first shard", "no record", "record", "first shard again"])
+def test_killed_at_any_moment_it_comes_to_the_same(
+    dense, tmp_path, target, moment, part, monkeypatch
+):
+    monkeypatch.setattr("prunevolve.pruning.walk.part_chosen", lambda *losses: part)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(folder_store(dense, whole), updated(target, twice))
+    store, shards, found = folder_store(dense, killed), [], {}
+
+    def on_shard(path):
+        shards.append(path)
+        if len(shards) == {"first shard": 1, "first shard again": 3}.get(moment):
+            raise Killed
+
+    def record(kind, value):
+        if kind == "guard":
+            if moment == "no record":
+                raise Killed
+            found.update(value)
+            if moment == "record":
+                raise Killed
+
+    store.on_shard = on_shard
+    go = partial(
+        prune, procedure=updated(target, twice), windows=TEXTS,
+        losses=window_losses,
+    )  # fmt: skip
+    with pytest.raises(Killed):
+        go(store, record=record)
+    resumed = folder_store(dense, killed)
+    assert bool(found) == (moment in ("record", "first shard again"))
+    if found:
+        resumed.mix({})
+        assert len(resumed.written) == (moment == "first shard again")
+        prune(resumed, replace(updated(target, twice), part=part), {})
+    else:
+        go(resumed)
+    assert_same_tensors(tensors_of(killed), tensors_of(whole))
+
+
 def test_every_update_is_guarded_and_the_report_says_what_came_of_it(monkeypatch):
     monkeypatch.setattr("prunevolve.pruning.run.job.compensate", lambda *x, pattern: harmful(*x))
     options = {"sparsity": 0.5, "group": "row"}
@@ -164,4 +251,4 @@ def test_every_update_is_guarded_and_the_report_says_what_came_of_it(monkeypatch
     given = {"held_back": HELD, "update": "sparsegpt", **options}
     assert prunevolve.prune(toy_model(FAMILY), "wanda", OTHERS, **given).update_part == 0
     assert prunevolve.prune(plain, "wanda", OTHERS, **options).update_part is None
-    assert_same_tensors(model.state_dict(), plain.state_dict())
+    assert_same_tensors(state_of(model), state_of(plain))

@@ -73,6 +73,7 @@ def test_statistics_take_the_place_of_windows_and_stay_as_they_are():
         ({"windows": torch.ones(1, 65, dtype=torch.int64)}, SHAPE.format("(1, 65)")),
         ({"windows": torch.ones(1, 4)}, "windows must be token ids, of an integer dtype; got "),
         ({"windows": torch.full((1, 4), 61)}, "windows must hold ids from 0 to 60, got 61 to 61"),
+        ({"recipe": "bset"}, "recipe 'bset' cannot be read: No such file or directory; give best"),
         ({"updat": "none"}, "prune has an unknown option 'updat': did you mean update? "),
         ({"pattern": "5:12"}, "pattern must divide the inputs of every layer, got 12 of 16 in "),
     ],

@@ -87,6 +87,12 @@ def test_neurons_that_go_have_the_sums_of_least_magnitude_leftmost_first(layers,
     assert len(stays) == 2 * len(layers)
 
 
+def test_what_stays_is_said_of_whole_rows_and_columns_of_which_some_go():
+    masks = [[True, False], [False, True]], [[False, False]], [[True], [False], [True]]
+    found = stays_of({name: torch.tensor(mask) for name, mask in zip("abc", masks, strict=True)})
+    assert {name: (side, kept.tolist()) for name, (side, kept) in found.items()} == {"c": (0, [1])}
+
+
 # What can be asked for
 
 
@@ -102,6 +108,17 @@ def test_width_is_the_nearest_multiple_of_32_if_that_is_narrower(layers, share, 
     for refused in (0.1, 0.9):
         message = refusal(Neurons().check, shapes_of(layers), refused)
         assert message.endswith(f"neurons of the 96 in each MLP, and not all; got {refused}")
+
+
+@pytest.mark.parametrize(
+    ("layers", "got"),
+    [
+        ({"fc1": (24, 3), "fc2": (3, 24)}, "of the 24 in each MLP, and not all; got 0.2"),
+        ({"q_proj": (3, 3)}, "of MLPs with layers named gate_proj, up_proj, fc1, "),
+    ],
+)
+def test_layers_that_hold_no_wider_mlp_are_refused(layers, got):
+    assert got in refusal(Neurons().check, shapes_of(layers), 0.2)
 
 
 @pytest.mark.parametrize("without", [False, True])
@@ -303,17 +320,18 @@ def test_result_is_as_reported_until_the_configs_width_is_altered(made, family, 
 
 @families
 def test_interrupted_run_resumes_to_the_same_bytes(made, family, tmp_path, monkeypatch):
-    def interrupted(mixes, path, tensors, **how):
-        again = path.parent.with_name("result.before").exists()
-        if path.name == "model-00003-of-00003.safetensors" and again == mixes:
-            signal.raise_signal(signal.SIGINT)
+    def interrupted(written, mixes, path, tensors, **how):
+        if path.parent.with_name("result.before").exists() == mixes:
+            written.append(path)
+            if len(written) == 2:  # the first is whole then, whichever block it is
+                signal.raise_signal(signal.SIGINT)
         return write(path, tensors, **how)
 
     folders, out, write = made(family), tmp_path / "out", store.write_tensors
     asked = {"model": folders.dense, "out": out, **SMALL, **WAYS[family]}
     for mixes in [False, True] if "update" in asked else [False]:  # as blocks are written again
         with monkeypatch.context() as patch:
-            patch.setattr(store, "write_tensors", partial(interrupted, mixes))
+            patch.setattr(store, "write_tensors", partial(interrupted, [], mixes))
             call(code=3, **asked)
         assert not (out / "pruning_report.json").exists() and list(out.rglob("*.safetensors"))
         asked = {"resume": out}

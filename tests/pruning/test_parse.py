@@ -31,6 +31,7 @@ def best_metric(tmp_path, **changes):
         (LONG, f"row:{LONG}"),
         ("W", "row:W"),
         ("W / G", "row:quot(W, G)"),
+        ("W^2 * G", "row:mul(sqr(W), G)"),
     ],
 )
 def test_resolve_metric_takes_a_name_with_its_group_and_a_formula(argument, criterion):

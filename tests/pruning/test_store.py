@@ -43,18 +43,24 @@ TARGETS = {
     "model": Target(0.6, Model()),
     "2:4": Target(0.5, NOfM(2, 4)),
 }
-WAYS = [
-    ("one-shot", ALL_SOURCES, "model"),
-    ("sequential", ALL_SOURCES, "2:4"),
-    ("one-shot", SNIP, "row"),
+DECIDING = [
     ("one-shot", WANDA, "row"),
     ("sequential", WANDA, "row"),
-    ("sequential", MAGNITUDE, "layer"),
+    ("one-shot", SNIP, "row"),
+    ("sequential", ALL_SOURCES, "row"),
+    ("one-shot", ALL_SOURCES, "model"),
 ]
-"""One for each walk in which blocks are decided, with each group; at first those with gradients."""
-CASES = [("llama", tied, not tied, way) for tied in (True, False) for way in WAYS]
+"""A recipe for each walk in which blocks are decided."""
+COVER = {
+    True: [("one-shot", SNIP, "row"), ("sequential", ALL_SOURCES, "2:4")],
+    False: [("one-shot", WANDA, "model"), ("sequential", MAGNITUDE, "layer")],
+}
+"""Each propagation, metric and group once, half of them with tied embeddings."""
+CASES = [("llama", tied, not tied, case) for tied in (True, False) for case in DECIDING]
 CASES += [
-    (*of, False, way) for *of, way in zip(FAMILIES[1:], cycle([True, False]), cycle(WAYS[:3]))
+    (family, tied, False, case)
+    for family, tied in zip(FAMILIES, cycle([True, False]))
+    for case in COVER[tied]
 ]
 
 

@@ -3,11 +3,12 @@
 import math
 from dataclasses import replace
 from functools import cache, partial
-from itertools import product
 from math import prod
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.func import functional_call
 from torch.nn import functional
 from toy_metrics import random_terminals
@@ -211,11 +212,15 @@ def of_neurons_written_out(ground, powers, gone):
     return list(zip(nears, worths, slopes, strict=True))
 
 
-def test_derivative_where_neurons_go_is_the_sum_that_is_written_out():
-    ground = ground_of(Target(0.6, Neurons()), intermediate_size=96)
-    powers = BY_MATRICES["grown"]
+OF_WEIGHTS = {Metric("W"): 1.0, Metric("X"): 0.5, Metric.parse("divrms(rowmean(W), W)"): 0.2}
+
+
+@pytest.mark.parametrize(("sparsity", "gone"), [(0.3, 32), (0.6, 64)])
+@pytest.mark.parametrize("powers", [BY_MATRICES["grown"], OF_WEIGHTS], ids=["grown", "W"])
+def test_derivative_where_neurons_go_is_the_sum_that_is_written_out(powers, sparsity, gone):
+    ground = ground_of(Target(sparsity, Neurons()), intermediate_size=96)
     expected, inside = 0, []
-    for near, worth, derivatives in of_neurons_written_out(ground, powers, gone=64):
+    for near, worth, derivatives in of_neurons_written_out(ground, powers, gone):
         mean = (near * worth).sum() / near.sum()
         expected += (near * (worth - mean)) @ derivatives
         inside.append((near, derivatives - (near @ derivatives) / near.sum()))
@@ -247,11 +252,12 @@ ALL_COMPETE = ("pruning.group=model",)
 
 
 @named
-def test_steps_against_the_derivative_lower_the_loss_and_back_raise_it(target):
+@pytest.mark.parametrize("start", ["mul(W, G)", "mul(mul(W, G), divrms(X, X))"])
+def test_steps_against_the_derivative_lower_the_loss_and_back_raise_it(target, start):
     (resident,) = on_embedded(*ALL_COMPETE).residents
     windows = resident.tokens["fitness"]
     powers = dict.fromkeys(factors_for("WXGVHM", target.group_name or "row"), 0.0)
-    powers |= factors_of(SNIP.metric)
+    powers |= factors_of(Metric.parse(start))
     made, exponents = slope_and_exponents(resident.ground(target, [1.0]), powers)
     batches = windows.split(2)
     gradient = sum(made.derivative(exponents, x, torch.ones(len(x))) for x in batches)
@@ -286,23 +292,45 @@ def test_logarithms_that_are_read_off_bits_are_exact_to_four_digits():
     assert log_scores([(torch.zeros(1, 1), 1.0)] * 2, *[torch.zeros(1, 1)] * 2).isfinite().all()
 
 
-GROWN = "mul(W, G)", "rowmean(mul(W, G))", "mul(X, divrms(sqrt(mul(X, H)), quot(X, V)))"
+GROWN = (
+    "mul(W, G)",
+    "rowmean(mul(W, G))",
+    "divrms(sqrt(mul(X, H)), quot(X, V))",
+    "mul(X, divrms(sqrt(mul(X, H)), quot(X, V)))",
+)
 
 
-def test_whatever_is_bred_can_descend_and_terms_logarithms_add_up_to_that_of_their_base():
-    bases = {*factors_for(TERMINALS, "model"), *POWERS, *map(Metric.parse, GROWN)}
-    for seed, group in product(range(40), ("row", "model")):
-        with seeded(seed):
-            metric = Breeder(Search(initial_depth=(1, 3)), group).varied.random()
-        assert can_descend(metric)
-        bases |= factors_of(metric).keys()
+def assert_terms_are_those_of(base):
+    assert base.never_negative
     values = {name: x.double() for name, x in random_terminals(6, 8).items()}
-    for base in bases:
-        assert base.never_negative
-        terms = terms_of(base).items()
-        found = sum(multiple * term.score(**values).log() for term, multiple in terms)
-        expected = base.score(**values).log().expand(6, 8)
-        torch.testing.assert_close(found.expand(6, 8), expected, equal_nan=True, msg=base.text)
+    logs = [multiple * term.score(**values).log() for term, multiple in terms_of(base).items()]
+    torch.testing.assert_close(
+        sum(logs) + torch.zeros(6, 8), base.score(**values).log() + torch.zeros(6, 8)
+    )
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        *factors_for(TERMINALS, "model"),
+        *factors_for(TERMINALS, "row"),
+        *POWERS,
+        *map(Metric.parse, GROWN),
+    ],
+    ids=str,
+)
+def test_logarithms_of_terms_add_up_to_that_of_their_base(base):
+    assert_terms_are_those_of(base)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.sampled_from(["row", "model"]))
+def test_whatever_is_bred_can_descend(seed, group):
+    with seeded(seed):
+        metric = Breeder(Search(initial_depth=(1, 3)), group).varied.random()
+    assert can_descend(metric)
+    for base in factors_of(metric):
+        assert_terms_are_those_of(base)
 
 
 # Factors that go

@@ -12,6 +12,7 @@ import torch
 from toy_models import assert_same_tensors, losses_in, weights_of
 from toy_setup import (
     CONSTANT,
+    MAGNITUDE,
     NEGATIVE,
     SNIP,
     WANDA,
@@ -182,7 +183,7 @@ def test_stages_divide_the_rise_by_the_profile_and_give_slack_by_windows(evaluat
 def test_losses_are_those_of_the_pruned_model_or_of_the_dense_one(on_two_models):
     for task in range(3):
         windows = subject_of(on_two_models, task).tokens["selection"]
-        for criterion in (SNIP, WANDA):
+        for criterion in (SNIP, WANDA, MAGNITUDE):
             expected = losses_in(pruned(on_two_models, task, criterion), windows).tolist()
             assert on_two_models.losses(task, "selection", criterion) == pytest.approx(expected)
         dense = losses_in(dense_store(on_two_models, task), windows)

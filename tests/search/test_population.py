@@ -37,8 +37,9 @@ def indices(records) -> list[int]:
     return [one.index for one in records]
 
 
-def test_commit_equals_a_sort_of_all_that_was_ever_evaluated():
-    draw = random.Random(0)
+@pytest.mark.parametrize("seed", range(2))
+def test_commit_equals_a_sort_of_all_that_was_ever_evaluated(seed):
+    draw = random.Random(seed)
     outcomes = [
         (draw.choice([None, draw.randrange(8) / 2]), draw.choice(list(SIZES))) for _ in range(40)
     ]
@@ -93,22 +94,28 @@ TUNED = Criterion.parse("mul(W, power(X, 0.37))", "layer")
 refused = partial(refusal, Record.from_dict)
 
 
+def read_back(record: Record) -> Record:
+    return Record.from_dict(json.loads(json.dumps(record.to_dict())))
+
+
 @pytest.mark.parametrize("kind", OUTCOMES)
 @pytest.mark.parametrize("fitness", [0.1 + 0.2, -1.5, 5e-324])
-@pytest.mark.parametrize("tuned", [TUNED, CRITERION, None])
-def test_record_comes_back_from_json_as_it_was_with_what_a_descent_led_to(kind, fitness, tuned):
-    measured = fitness if kind == "evaluated" else None
-    outcome = Outcome(kind, measured, 64, "worker lost: \u00fc", tuned)
-    for candidate in (Candidate(0, CRITERION), replace(EVALUATED.candidate, origin="descent")):
+def test_record_comes_back_from_json_as_it_was(kind, fitness):
+    outcome = Outcome(kind, fitness if kind == "evaluated" else None, 64, "worker lost: \u00fc")
+    for candidate in (Candidate(0, CRITERION), EVALUATED.candidate):
         record = Record(candidate, outcome)
-        line = record.to_dict()
-        assert Record.from_dict(json.loads(json.dumps(line))) == record
-        assert record.criterion == (tuned or CRITERION)  # that was measured
-        assert (line["metric"], record.size) == (
-            record.criterion.text,
-            record.criterion.metric.size,
-        )
-        assert line["start"] == (CRITERION.text if tuned else None)
+        assert read_back(record) == record
+
+
+@pytest.mark.parametrize("tuned", [TUNED, CRITERION, None])
+def test_descent_comes_back_with_what_it_began_with_and_what_it_led_to(tuned):
+    outcome = replace(EVALUATED.outcome, tuned=tuned)
+    record = Record(replace(EVALUATED.candidate, origin="descent", parents=(5,)), outcome)
+    assert read_back(record) == record
+    assert record.criterion == (tuned or CRITERION)  # that was measured
+    line = record.to_dict()
+    assert (line["metric"], record.size) == (record.criterion.text, record.criterion.metric.size)
+    assert line["start"] == (CRITERION.text if tuned else None)
 
 
 def test_record_does_not_tell_how_its_candidate_came_to_its_outcome():

@@ -56,13 +56,13 @@ def hub(tmp_path, monkeypatch) -> tuple[list[str], list[str]]:
     return documents, rows
 
 
-def test_recipes_draw_the_published_windows(hub, tiny_llama_dir):
-    (documents, rows), length, asked = hub, 2048, read_recipe("wanda-2048", None)
-    assert read_recipe("wanda-4096", None) == asked | {"seqlen": 4096}
+@pytest.mark.parametrize(("recipe", "length"), [("wanda-2048", 2048), ("wanda-4096", 4096)])
+def test_recipe_draws_the_published_windows(hub, tiny_llama_dir, recipe, length):
+    documents, rows = hub
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
     bos = processors.TemplateProcessing(single="b $A", special_tokens=[("b", 9)])
     tokenizer.backend_tokenizer.post_processor = bos  # before each document, as LLaMA 2 has it
-    request = Request(**asked)
+    request = Request(**read_recipe(recipe, None))
     drawn, judged = (
         texts_of(request, request.seqlen)[0].cut(tokenizer)
         for texts_of in (calibration_texts, evaluation_texts)

@@ -19,8 +19,9 @@ CORE = {Metric("W"): 1.0, Metric("G"): 1.0}
 
 
 @cache
-def products(group="model", units="required", terminals="WGXVHM"):
-    return Breeder(Search(units=units, terminals=list(terminals)), group).varied
+def products(group="model", units="required", terminals="", **changes):
+    named = {"terminals": list(terminals)} if terminals else {}
+    return Breeder(Search(units=units, **named, **changes), group).varied
 
 
 def family(seed, made):
@@ -30,13 +31,22 @@ def family(seed, made):
         return first, second, made.child(first)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"terminals": "".join(ALL)}, {"terminals": "W"}, {"group": "row"}, {"units": "off"}],
-)
+SETTINGS: dict[str, dict[str, str]] = {
+    "comparable": {},
+    "all terminals": {"terminals": "".join(ALL)},
+    "no gradient": {"terminals": "WXV"},
+    "weights alone": {"terminals": "W"},
+    "row": {"group": "row"},
+    "row without a gradient": {"group": "row", "terminals": "WX"},
+    "layer": {"group": "layer"},
+    "units off": {"units": "off"},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_products_and_children_are_within_the_limits_and_parents_unchanged(settings):
     made, different = products(**settings), 0
-    for seed in range(250):
+    for seed in range(500):
         first, second, child = family(seed, made)
         for metric in (first, second, child):
             assert metric.is_comparable or not made.comparable
@@ -126,15 +136,15 @@ def test_factors_of_are_those_of_a_product(text, factors):
 
 
 def test_product_of_powers_gives_the_scores_of_the_factors_and_one_power_a_matrix():
-    terminals, checked = random_terminals(6, 8), 0
+    search, terminals = Search(terminals=["W", "G", "X", "V"]), random_terminals(6, 8)
+    checked = 0
     for group in ("model", "row"):
-        drawn = products(group, terminals="WGXV")
         for seed in range(100):
             with seeded(seed):
-                metric = drawn.random()
+                metric = Breeder(search, group).varied.random()
             factors = factors_of(metric)
             made = product_of_powers(factors.items())
-            assert drawn.comparable <= made.is_comparable
+            assert Breeder(search, group).comparable <= made.is_comparable
             scores = torch.ones(6, 8)
             for base, exponent in factors.items():
                 scores = scores * base.score(**terminals) ** exponent

@@ -462,6 +462,14 @@ def test_fault_between_steps_lets_another_worker_begin_again(backend, pool, kind
     assert done[0].timing["seconds"] == pytest.approx(4 * backend.takes)
 
 
+def test_error_in_a_step_fails_its_candidate_and_no_worker(backend, pool):
+    backend.does = stepping = Stepping(3, only=0)
+    stepping.faults = {(worker, 2): RAISED for worker in backend.staff}
+    found = done_of(pool, 0, 1)
+    assert found[0].outcome == Outcome("failed", reason=RAISED.line)
+    assert (found[1].outcome.kind, backend.stopped) == ("evaluated", {})
+
+
 def test_status_says_how_far_some_descents_are():
     status = {"state": "running", "best": None, "per_hour": 60}
     status |= {kind: {} for kind in ("outcomes", "workers", "faults")}
@@ -488,3 +496,10 @@ def test_shorter_gives_the_path_of_a_candidate_whatever_happens(backend, pool, f
     assert asked == {("shortening", record.criterion, 7)}
     assert not any(job.is_candidate for _, job in backend.given)
     assert sum(pool.workers.faults.values()) == bool(fault)
+
+
+def test_shorter_that_cannot_be_done_is_one_line(backend, pool):
+    backend.does = Stepping(2, faults={(worker, 2): RAISED for worker in backend.staff})
+    problem = f"^a worker failed in shortening: {RAISED.line}$"
+    with pytest.raises(CallError, match=problem):
+        pool.shorter("leaving out", record_of(7, "W", 0.1, "model"))

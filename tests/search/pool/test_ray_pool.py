@@ -119,6 +119,13 @@ def test_workers_give_what_an_evaluator_in_this_process_gives(pool, here):
     assert_same_tensors(probe, here.probe_tensors(1))
 
 
+def test_wrong_value_in_a_request_is_one_line(pool):
+    line = r"^a worker failed in losses: ValueError: "
+    with pytest.raises(ValueError, match=line) as error:
+        pool.losses("losses", [(0, "report", Criterion(WANDA.metric, "none"))])
+    assert "\n" not in str(error.value)
+
+
 def test_worker_whose_device_is_broken_for_good_is_replaced(pool, here, orders):
     orders.give("break-10")
     candidates = [Candidate(index, WANDA) for index in range(10, 16)]
