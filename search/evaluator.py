@@ -96,11 +96,12 @@ class Resident:
     def dense_losses(self, role: str) -> list[float]:
         """Return `losses` of the dense model; raise ValueError if one is not finite."""
         if role not in self._dense:
-            self._dense[role] = self.losses(role)
-        if not all(map(math.isfinite, self._dense[role])):
-            name, dtype = self.subject.model, self.subject.dtype
-            rule = f"must have finite losses on its {role} text"
-            raise ValueError(f"model {name!r} {rule}, got one that is not, in {dtype}: set dtype")
+            losses = self.losses(role)
+            if not all(map(math.isfinite, losses)):
+                name, dtype = self.subject.model, self.subject.dtype
+                rule = f"must have finite losses on its {role} text, got one that is not"
+                raise ValueError(f"model {name!r} {rule}, in {dtype}: set dtype")
+            self._dense[role] = losses
         return self._dense[role]
 
     def prune(self, metric: Metric, target: Target) -> None:
@@ -260,7 +261,7 @@ class Evaluator:
         # of the first, and costs a pruning, which takes less time than a window.
         for end, task in product((*stages, None), self.experiment.tasks_of("fitness")):
             resident = self._resident(task)
-            if len(losses[task]) == len(resident.dense_losses("fitness")):
+            if len(losses[task]) == len(resident.tokens["fitness"]):
                 continue
             if stages and candidate.limits and (ended := self._ended(losses, candidate.limits)):
                 return ended

@@ -25,8 +25,8 @@ from prunevolve.search.records import Candidate, Outcome, Record
 
 FOUND = "best found"
 FORMULA, LEFT_OUT = "formula", "left out"  # headings of columns of formulas
-STANDING = ("candidate", "factors", "fitness", "selection", "vs best")  # of a finalist
 
+STANDING = ("candidate", "factors", "fitness", "selection", "vs best")  # of a finalist
 
 _MOST_POINTS = 1000  # candidates that are drawn: each takes a hundred bytes
 _OF_INTEREST = 3.0  # the highest fitness that the chart shows, if the best is not above it

@@ -22,7 +22,6 @@ from prunevolve.search.experiment import Experiment
 from prunevolve.search.finalists import Finalist, choose
 from prunevolve.search.progress import FINISHED, Recorder, convergence
 from prunevolve.search.records import Candidate, Outcome, Record
-from prunevolve.search.report import best_of_the_baselines, shown
 from prunevolve.search.run_folder import FolderError, RunFolder
 from prunevolve.search.scale import Measured, baselines_on, cells_of, paired_difference, wanted_of
 
@@ -233,7 +232,7 @@ def verdict_of(tasks: Sequence[JsonObject]) -> Verdict:
         names = [task["name"] for task, v in zip(tasks, verdicts, strict=True) if v.kind == kind]
         if names:
             parts.append(f"{kind} on {len(names)} of {len(tasks)} tasks ({', '.join(names)})")
-    against = f"{best_of_the_baselines(tasks)} on the report text"
+    against = f"{report.best_of_the_baselines(tasks)} on the report text"
     sentence = f"Compared with {against}: {', '.join(parts)}."
     if unable := [task["name"] for task in tasks if task["best"]["perplexity"] is None]:
         sentence += f" It cannot prune {', '.join(unable)}."
@@ -244,7 +243,7 @@ def _on_task(task: JsonObject) -> Verdict:
     name = min(task["baselines"], key=task["baselines"].__getitem__)
     perplexity, baseline = task["best"]["perplexity"], task["baselines"][name]
     nats, error = task["behind_best"][name]["nats"], task["behind_best"][name]["standard_error"]
-    against = f"{name}, {best_of_the_baselines([task])} on the report text"
+    against = f"{name}, {report.best_of_the_baselines([task])} on the report text"
     if perplexity is None:
         can = f"{against}, can: perplexity {baseline:.2f}"
         return Verdict("worse", f"Cannot prune the model, which {can}.")
@@ -268,7 +267,7 @@ def looks_at_report(looks: Sequence[JsonObject]) -> str:
     if not looks:
         return ""
     before = ", ".join(
-        f"after {look['candidates']} candidates it had {shown(look['perplexity'])}"
+        f"after {look['candidates']} candidates it had {report.shown(look['perplexity'])}"
         for look in looks
     )
     return f" Look {len(looks) + 1} at this text: {before}."

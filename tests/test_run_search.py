@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
@@ -381,7 +382,7 @@ def test_resume_of_a_finished_run_tells_its_result_measuring_nothing(run, monkey
 
 
 def test_callback_that_raises_ends_the_run_which_can_be_resumed_and_leaves_threads_and_screen(
-    finished, tmp_path, capsys
+    finished, tmp_path, capsys, request
 ):
     class Enough(Exception):
         pass
@@ -394,11 +395,11 @@ def test_callback_that_raises_ends_the_run_which_can_be_resumed_and_leaves_threa
             raise Enough("ten are enough")
 
     out, threads = tmp_path / "run", torch.get_num_threads()
+    request.addfinalizer(partial(torch.set_num_threads, threads))
     torch.set_num_threads(3)
     with pytest.raises(KeyboardInterrupt, match=r"interrupted after \d candidates; continue with"):
         evolve(schema.load(None, SMALL), out, interrupt)
     assert torch.get_num_threads() == 3
-    torch.set_num_threads(threads)
     with pytest.raises(Enough, match="ten are enough"):
         resume(out, on_record=stop)
     assert (out / "checkpoint.json").exists()
