@@ -29,7 +29,6 @@ from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.evolution import Evolution, State
 from prunevolve.search.experiment import Experiment, resolve
 from prunevolve.search.fingerprint import Fingerprints
-from prunevolve.search.records import Record
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,6 @@ def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
     """Take the place of the fingerprint: tell all texts apart whose scores make masks."""
     marks.fingerprint(criterion)
     return str(criterion)
-
-
-def _first(evolution: Evolution, state: State) -> Record | None:
-    """Return the first candidate, W * G, from which all descents begin, each on other windows."""
-    return next((record for record in state.hall_of_fame if record.index == 0), None)
 
 
 _BREEDING = "prunevolve.search.breeding.variation"
@@ -76,9 +70,7 @@ VARIANTS: dict[str, Variant] = {
     "no simplification": Variant(replaced={f"{_BREEDING}.simplify": lambda criterion: criterion}),
     "no equal masks": Variant(replaced={f"{_FINGERPRINTS}.fingerprint": _by_text}),
     "no descents": Variant(replaced=_NO_DESCENTS),
-    "descents alone": Variant(
-        replaced={_DESCENTS: 1, "prunevolve.search.evolution.Evolution._start_of": _first}
-    ),
+    "descents alone": Variant(replaced={_DESCENTS: 1}),
     **{f"1 of {n} descends": Variant(replaced={_DESCENTS: n}) for n in (4, 8, 16, 32)},
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),

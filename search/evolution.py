@@ -20,7 +20,7 @@ from prunevolve.search.breeding.variation import Breeder
 from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.records import Candidate, Limits, Outcome, Record
 
-DESCENTS = 8  # one candidate in so many descends from the best that none began from
+DESCENTS = 8  # one candidate in so many descends
 LEEWAY = 1.5  # highest fitness that may fill a free place, as a multiple of the best's
 FINALISTS = 5  # metrics that are measured on the selection text, from which the winner is chosen
 
@@ -115,7 +115,7 @@ class Evolution:
         self.fingerprints = fingerprints
         self._firsts: dict[str, int] = {}  # the first index of each text and fingerprint bred
         self._led_to: dict[str, int] = {}  # the first index of each fingerprint that a descent has
-        self._begun: set[int] = set()  # indices of candidates from which a descent began
+        self._seeds: list[Record] = []  # those that have a fitness
         self._states = {start.committed: start}
         self._committed = start.committed
         for record in records:
@@ -178,23 +178,23 @@ class Evolution:
         return self._decide(self.breeder.breed(self._bred, state.population), state)
 
     def _start_of(self, state: State) -> Record | None:
-        """Return the best from which no descent began yet, if any can.
+        """Return the fittest seed, or else the best of the population, whose exponents can descend.
 
-        The first one begins from a seed: what random numbers are worth says little of a random
-        metric's factors.
+        Each descent draws other windows, so one that went astray is made good by the next; one
+        that goes on from where another ended stays there.
         """
         if not self.breeder.descends:
             return None
-        new = (member for member in state.population if member.index not in self._begun)
-        able = [member for member in new if can_descend(member.criterion.metric)]
-        seeds = [member for member in able if member.candidate.origin == "seed"]
-        among = able if self._begun else seeds or able
-        return min(among, key=lambda member: member.rank, default=None)
+        seeds = [seed for seed in self._seeds if seed.index < state.committed]
+        among = [*sorted(seeds, key=lambda seed: seed.rank), *state.population]
+        return next((x for x in among if can_descend(x.criterion.metric)), None)
 
     def _commit(self, record: Record) -> None:
         """Add a record to the state, unless it is one of those that the search started after."""
         if record.outcome.tuned and record.candidate.fingerprint:
             self._led_to.setdefault(record.candidate.fingerprint, record.index)
+        if record.candidate.origin == "seed" and record.fitness is not None:
+            self._seeds.append(record)
         if record.index >= self._committed:
             state = self.state.commit(record, self.search)
             self._committed = state.committed
@@ -238,7 +238,6 @@ class Evolution:
 
     def _remember(self, candidate: Candidate) -> None:
         if candidate.origin == "descent":
-            self._begun.update(candidate.parents)
             return
         for key in filter(None, (str(candidate.criterion), candidate.fingerprint)):
             self._firsts.setdefault(key, candidate.index)
