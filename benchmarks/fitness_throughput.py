@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -25,6 +25,7 @@ from tables import conditions, show, write_json
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import Group, Layer, Model, NOfM, Row, Target
 from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.models import linear_layers
@@ -59,7 +60,7 @@ def main(
     driver, asked = replayed(real)
     start = len(real.records) // 2 if first is None else first
     chosen = real.records[start : start + candidates]
-    figures: dict[str, Any] = {
+    figures: JsonObject = {
         "seconds": _parts(evaluator),
         "step_of_its_passes": _step_of_its_passes(evaluator),
         "fitness_tokens": sum(
@@ -74,7 +75,7 @@ def main(
     write_json(json, {**conditions(experiment.config.dtype), **figures})
 
 
-def _print(figures: dict[str, Any], what: str, chosen: Sequence[Record]) -> None:
+def _print(figures: JsonObject, what: str, chosen: Sequence[Record]) -> None:
     window = figures["seconds"][WINDOW]
     rows: list[list[object]] = [
         [f"{name}, s", seconds, seconds / window, PRUNING_BAR * (name != WINDOW)]

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -27,6 +27,7 @@ from tables import ROOT, conditions, show, write_json
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer import Option
 
+from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.models import EMBEDDED, load_tokenizer
 
 METRICS = ("magnitude", "wanda", "pruner-zero", "snip")
@@ -47,7 +48,7 @@ def main(
     """Print a table; temporary files, up to 3 checkpoints (13.5 GB), are made and removed here."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which removes files
     shape = LLAMA_7B | {"layers": blocks}
-    metrics: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, JsonObject] = {}
     figures = {**conditions("float32"), "protocol": PROTOCOL, "shape": shape, "metrics": metrics}
     try:
         with tempfile.TemporaryDirectory(dir=".", prefix="prune-7b-") as temporary:
@@ -62,7 +63,7 @@ def main(
     _print(figures)
 
 
-def prune(checkpoint: Path, metric: str) -> dict[str, Any]:
+def prune(checkpoint: Path, metric: str) -> JsonObject:
     """Prune with a cold page cache, remove the resulting files, and return the figures."""
     with tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder:
         out, log = Path(folder) / "out", Path(folder) / "log.txt"
@@ -73,7 +74,7 @@ def prune(checkpoint: Path, metric: str) -> dict[str, Any]:
         return {"took": measure(command, log), "sha256": _digest(out)}
 
 
-def _print(figures: Mapping[str, Any]) -> None:
+def _print(figures: JsonObject) -> None:
     io_seconds, rows = figures["io_seconds"], []
     for metric, result in figures["metrics"].items():
         took = result["took"]

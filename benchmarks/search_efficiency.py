@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from unittest import mock
 
 import typer
@@ -24,6 +24,7 @@ from rich.progress import track
 from tables import conditions, show, write_json
 
 from prunevolve import Unfinished, evolve, read_config
+from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Criterion
 from prunevolve.search.evaluator import Evaluator
 from prunevolve.search.evolution import Evolution, State
@@ -78,7 +79,7 @@ VARIANTS: dict[str, Variant] = {
 }
 """By what is missing or different."""
 
-Trace = dict[str, Any]
+Trace = JsonObject
 """One search: its best fitness and metric, how many candidates were bred, and more."""
 
 

@@ -27,6 +27,7 @@ import typer
 from tables import ROOT, conditions, show, write_json
 
 from prunevolve.configs.schema import ROLES
+from prunevolve.pruning.json_file import JsonObject
 
 END_SECONDS = 60.0  # in which workers must be gone after the driver ends
 MOST_NODES = 2  # besides the head
@@ -65,7 +66,7 @@ def main(
             ended = time.monotonic()
             while (left := len(nodes.workers())) and time.monotonic() < ended + END_SECONDS:
                 time.sleep(0.5)
-        figures: dict[str, Any] = {
+        figures: JsonObject = {
             "faults": dict(faults.made),
             "lost": candidates - driver.committed,
             "journal_identical": driver.journal.read_bytes() == quiet.journal.read_bytes(),

@@ -50,7 +50,7 @@ def _content(path: Path) -> Keys:
     return keys
 
 
-def _parsed(text: str, source: str) -> Any:
+def _parsed(text: str, source: str) -> object:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date or text

@@ -29,7 +29,7 @@ Sparsity = Annotated[float, Field(gt=0, lt=1)]
 Pattern = Annotated[str, Field(pattern=r"^(unstructured|neurons|\d{1,4}:\d{1,4})$")]
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     return value if value is None or isinstance(value, list) else [value]
 
 
@@ -91,7 +91,7 @@ GroupName = Literal["row", "layer", "model"]
 class _Target(_Section):
     @model_validator(mode="before")
     @classmethod
-    def _own_sparsity(cls, raw: Any) -> Any:
+    def _own_sparsity(cls, raw: Any) -> object:
         """Set the sparsity of an n:m pattern, which keeps n of m weights."""
         pattern = raw.get("pattern") if isinstance(raw, dict) else None
         if isinstance(pattern, int) and pattern >= 60:
@@ -236,7 +236,7 @@ class Config(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete_tasks(cls, raw: Any) -> Any:
+    def _complete_tasks(cls, raw: object) -> object:
         """Give each task what it lacks, so that `tasks` is complete, and never empty."""
         if not isinstance(raw, dict) or not isinstance(tasks := raw.get("tasks") or [{}], list):
             return raw

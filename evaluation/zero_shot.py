@@ -8,7 +8,7 @@ import copy
 import difflib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-Tasks = dict[str, Any]  # what lm-eval loaded; empty where nothing was asked for
-Scores = dict[str, Any]  # a model's figures as JSON: `harness`, `results`, `table` in Markdown
+from prunevolve.evaluation.perplexity import Report
+
+Tasks = Report  # what lm-eval loaded; empty where nothing was asked for
+Scores = Report  # a model's figures as JSON: `harness`, `results`, `table` in Markdown
 
 
 def check_tasks(names: Sequence[str]) -> None:
@@ -78,7 +80,7 @@ def evaluate_tasks(model: PreTrainedModel, tokenizer: Tokenizer, tasks: Tasks) -
     return {"harness": f"lm-eval {__version__}", "results": rows, "table": make_table(results)}
 
 
-def lines(report: Mapping[str, Any]) -> list[str]:
+def lines(report: Report) -> list[str]:
     """Return what a report has under `zero_shot`, scores by model, as text; empty without tasks."""
     text = ""
     for model, scores in report.get("zero_shot", {}).items():

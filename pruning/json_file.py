@@ -58,9 +58,10 @@ def whole_file(path: Path, sync: bool = True) -> Iterator[Path]:
         raise
 
 
-def finite(content: Any) -> Any:
+def finite(content: JsonObject) -> JsonObject:
     """Return JSON content, None in place of numbers that are not finite: JSON has none of these."""
-    return json.loads(json.dumps(content), parse_constant=lambda constant: None)
+    read: JsonObject = json.loads(json.dumps(content), parse_constant=lambda constant: None)
+    return read
 
 
 def write_json(path: Path, content: JsonObject) -> None:

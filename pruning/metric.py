@@ -6,7 +6,6 @@ A metric is nested calls of operators on terminals and numbers: `mul(abs(mul(W, 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from prunevolve.pruning import operators
 from prunevolve.pruning.formula import MAX_DEPTH, POWERS, SIGNED_POWER, Call, read_formula, refuse
+from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.masks import group_of
 from prunevolve.pruning.operators import MATRIX, NUMBER, OPERATORS, POWER, Shape, Units
 from prunevolve.pruning.statistics import TERMINALS
@@ -59,7 +59,7 @@ class Metric(Call):
         texts = (f"{rounded:.{digits}g}" for digits in range(1, 10))  # nine tell any two apart
         return interned(next(text for text in texts if np.float32(text) == rounded))
 
-    def to_release_json(self) -> dict[str, Any]:
+    def to_release_json(self) -> JsonObject:
         """Return the release's tree; `parse.read_tree` gives this metric back, node for node."""
         sides = zip(("left", "right"), self.operands, strict=False)
         return {"data": self.name} | {side: operand.to_release_json() for side, operand in sides}
