@@ -49,6 +49,7 @@ def _by_text(marks: Fingerprints, criterion: Criterion) -> str:
 _BREEDING = "prunevolve.search.breeding.variation"
 _FINGERPRINTS = "prunevolve.search.fingerprint.Fingerprints"
 _DESCENTS = "prunevolve.search.evolution.DESCENTS"
+_STARTS = "prunevolve.search.evolution.STARTS"
 _NO_DESCENTS: Mapping[str, object] = {_DESCENTS: math.inf}
 
 SHIPPED = "evolution"  # which all others are compared with
@@ -71,7 +72,7 @@ VARIANTS: dict[str, Variant] = {
     "no simplification": Variant(replaced={f"{_BREEDING}.simplify": lambda criterion: criterion}),
     "no equal masks": Variant(replaced={f"{_FINGERPRINTS}.fingerprint": _by_text}),
     "no descents": Variant(replaced=_NO_DESCENTS),
-    "descents alone": Variant(replaced={_DESCENTS: 1}),
+    "descents alone": Variant(replaced={_DESCENTS: 1, _STARTS: math.inf}),
     **{f"1 of {n} descends": Variant(replaced={_DESCENTS: n}) for n in (4, 8, 16, 32)},
     "units": Variant(["search.units=off"]),
     "no stages": Variant(["search.stages=[]"]),

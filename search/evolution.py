@@ -21,6 +21,7 @@ from prunevolve.search.fingerprint import Fingerprints
 from prunevolve.search.records import Candidate, Limits, Outcome, Record
 
 DESCENTS = 8  # one candidate in so many descends
+STARTS = 2  # descents that begin from a seed; one may go astray
 LEEWAY = 1.5  # highest fitness that may fill a free place, as a multiple of the best's
 FINALISTS = 5  # metrics that are measured on the selection text, from which the winner is chosen
 
@@ -116,6 +117,7 @@ class Evolution:
         self._firsts: dict[str, int] = {}  # the first index of each text and fingerprint bred
         self._led_to: dict[str, int] = {}  # the first index of each fingerprint that a descent has
         self._seeds: list[Record] = []  # those that have a fitness
+        self._begun: list[int] = []  # for each descent the index of what it began from
         self._states = {start.committed: start}
         self._committed = start.committed
         for record in records:
@@ -178,16 +180,18 @@ class Evolution:
         return self._decide(self.breeder.breed(self._bred, state.population), state)
 
     def _start_of(self, state: State) -> Record | None:
-        """Return the fittest seed, or else the best of the population, whose exponents can descend.
+        """Return what a descent begins from, if its exponents can descend: the fittest seed for the
+        first `STARTS`, then the best from which none began.
 
-        Each descent draws other windows, so one that went astray is made good by the next; one
-        that goes on from where another ended stays there.
+        Each draws other windows. One that went astray is not made good by going on from its end.
         """
         if not self.breeder.descends:
             return None
         seeds = [seed for seed in self._seeds if seed.index < state.committed]
-        among = [*sorted(seeds, key=lambda seed: seed.rank), *state.population]
-        return next((x for x in among if can_descend(x.criterion.metric)), None)
+        new = [member for member in state.population if member.index not in self._begun]
+        if len(self._begun) < STARTS:
+            new = [*sorted(seeds, key=lambda seed: seed.rank), *new]
+        return next((x for x in new if can_descend(x.criterion.metric)), None)
 
     def _commit(self, record: Record) -> None:
         """Add a record to the state, unless it is one of those that the search started after."""
@@ -238,6 +242,7 @@ class Evolution:
 
     def _remember(self, candidate: Candidate) -> None:
         if candidate.origin == "descent":
+            self._begun.extend(candidate.parents)
             return
         for key in filter(None, (str(candidate.criterion), candidate.fingerprint)):
             self._firsts.setdefault(key, candidate.index)
