@@ -26,12 +26,3 @@ def test_the_first_hour_on_a_gpu_runs_to_its_end_on_the_stand_in(tmp_path):
     assert written["card"] == "NO GPU: a stand-in, on the CPU"
     checks = [row["ok"] for row in written["rows"]]
     assert False not in checks and checks.count(True) == 5
-
-
-def test_search_under_many_faults_ends_as_without_them(tmp_path):
-    options = ("--candidates=60", "--seed=1", "--pause=1")
-    found = figures_of("soak.py", tmp_path, *options, timeout=1800)
-    assert found["journal_identical"]
-    assert (found["lost"], found["workers_left"]) == (0, 0)
-    kinds = {"worker killed", "worker stopped", "node removed", "driver killed"}
-    assert set(found["faults"]) >= kinds
