@@ -126,11 +126,11 @@ def _tests(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
 
 
 def _candidates(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
-    """Evaluate a candidate on each model, here and on the CPU."""
+    """Evaluate a candidate on each model, a trial on the embedded one, here and on the CPU."""
     for model, how in MODELS.items():
         check, folder = f"{model}: losses of a candidate", ROOT / model
         if how and device != "cuda":
-            continue  # too slow
+            continue
         if how and not folder.is_dir():
             yield Row(check, "as on the CPU", f"not there: {how} builds it")
             continue

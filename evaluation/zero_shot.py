@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunevolve.evaluation.perplexity import Report
 
-Tasks = Report  # what lm-eval loaded; empty where nothing was asked for
+Tasks = dict[str, Any]  # what lm-eval loaded; empty where nothing was asked for
 Scores = Report  # a model's figures as JSON: `harness`, `results`, `table` in Markdown
 
 

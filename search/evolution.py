@@ -180,18 +180,18 @@ class Evolution:
         return self._decide(self.breeder.breed(self._bred, state.population), state)
 
     def _start_of(self, state: State) -> Record | None:
-        """Return what a descent begins from, if its exponents can descend: the fittest seed for the
-        first `STARTS`, then the best from which none began.
+        """Return what a descent begins from, if anything can descend: the first `STARTS` from the
+        fittest seed, the others from the best member from which none began.
 
         Each draws other windows. One that went astray is not made good by going on from its end.
         """
         if not self.breeder.descends:
             return None
-        seeds = [seed for seed in self._seeds if seed.index < state.committed]
-        new = [member for member in state.population if member.index not in self._begun]
+        among = [member for member in state.population if member.index not in self._begun]
         if len(self._begun) < STARTS:
-            new = [*sorted(seeds, key=lambda seed: seed.rank), *new]
-        return next((x for x in new if can_descend(x.criterion.metric)), None)
+            seeds = [seed for seed in self._seeds if seed.index < state.committed]
+            among = [*sorted(seeds, key=lambda seed: seed.rank), *among]
+        return next((x for x in among if can_descend(x.criterion.metric)), None)
 
     def _commit(self, record: Record) -> None:
         """Add a record to the state, unless it is one of those that the search started after."""

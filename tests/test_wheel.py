@@ -92,7 +92,7 @@ def test_models_of_every_family_are_pruned_with_the_lowest_transformers(tmp_path
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         pytest.skip(f"transformers {version} cannot be installed here: {run.stderr[-200:]}")
-    # What newer ones depend on and this one can do without, but not with each version of.
+    # Newer ones install `kernels`; this one works without it, and not with every version of it.
     (tmp_path / "kernels.py").write_text("raise ImportError")
     here = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}}
     show = "import transformers; print(transformers.__version__)"

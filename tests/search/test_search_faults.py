@@ -27,7 +27,7 @@ from search_process import (
 CANDIDATES = 40
 IN_PROCESS = "ray.workers=0"
 ENDLESS = "search.candidates=100000"
-STOP_SECONDS = 30  # of a busy machine
+STOP_SECONDS = 10
 
 pytestmark = pytest.mark.slow
 
