@@ -11,12 +11,15 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunevolve.evaluation.perplexity import Report
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 Tasks = dict[str, Any]  # what lm-eval loaded; empty where nothing was asked for
 Scores = Report  # a model's figures as JSON: `harness`, `results`, `table` in Markdown
@@ -89,7 +92,7 @@ def lines(report: Report) -> list[str]:
 
 
 @cache
-def _manager(*names: str) -> Any:
+def _manager(*names: str) -> "TaskManager":
     """Return what loads tasks; it reads the list of lm-eval's own, for seconds, if one is named."""
     from lm_eval.tasks import TaskManager
 

@@ -5,7 +5,7 @@ search needs may not be installed.
 """
 
 from importlib import import_module, metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prunevolve.pruning.api import *
@@ -24,7 +24,7 @@ _PUBLIC = {
 __all__ = [name for names in _PUBLIC.values() for name in names]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     for module, names in _PUBLIC.items():
         if name in names:
             return getattr(import_module(module), name)

@@ -6,8 +6,6 @@ of the time. On a GPU torch's kernels are faster, but their gradients, with a ma
 sums in an order that changes from run to run: they are used where no gradient is asked for.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -61,7 +59,13 @@ def blocked_attention(
 
 
 def _attention_forward(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **given: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    **given: object,
 ) -> tuple[Tensor, None]:
     causal = given.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -69,9 +73,10 @@ def _attention_forward(
     plain = sees and not given.get("dropout") and given.get("position_bias") is None
     in_blocks = mask is None if query.device.type == "cpu" else query.requires_grad
     if not (plain and in_blocks and query.shape[2] == key.shape[2]):
-        output, _ = sdpa_attention_forward(module, query, key, value, mask, **given)
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, mask, scaling=scaling, **given
+        )
         return output, None
-    scaling = given.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = blocked_attention(query, key, value, scaling, mask)
     return output.transpose(1, 2).contiguous(), None

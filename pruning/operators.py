@@ -9,7 +9,7 @@ metrics need. They take and return fp32 tensors whose last two dimensions broadc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,21 +124,25 @@ def _of_number(x: Units, over: Shape) -> Units | None:
 _SAME_UNITS = _power(1)
 
 
+Function = Callable[..., Tensor]  # of the operands' values
+UnitsOf = Callable[..., Units | None]  # of the operands' units, and of the shape of all broadcast
+NeverNegative = bool | Callable[[Sequence[bool]], bool]
+
+
 @dataclass(frozen=True)
 class Operator:
     """One row of the table."""
 
     arity: int
-    function: Callable[..., Tensor]  # of the operands' values
+    function: Function
     meaning: str  # the result as a formula
     # Whether the result is certainly 0 or more, perhaps given which operands are.
-    never_negative: bool | Callable[[Sequence[bool]], bool]
-    # Of the operands' units, and `over`, the shape of all operands broadcast; None if they do not
-    # go together, such as those of a sum that differ.
-    units: Callable[..., Units | None]
+    never_negative: NeverNegative
+    # None if the operands' do not go together, such as those of a sum that differ.
+    units: UnitsOf
     typing: Typing = Typing(any_side)
     twin: str = ""  # the operator that has a mean where this one has a sum or a norm
-    unsigned: Callable[..., Tensor] | None = None  # quicker where the last operand is 0 or more
+    unsigned: Function | None = None  # quicker where the last operand is 0 or more
 
 
 def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
@@ -211,7 +215,7 @@ RELEASE: dict[str, Operator] = {
 
 _SIDES = {"row": (-1, "inputs", _PER_ROW), "col": (-2, "outputs", _PER_COL)}
 
-_REDUCTIONS: dict[str, tuple[Any, ...]] = {
+_REDUCTIONS: dict[str, tuple[Function, str, NeverNegative, UnitsOf, str]] = {
     "sum": (torch.sum, "sum", all, _power(1, 1), "mean"),
     "mean": (torch.mean, "mean", all, _SAME_UNITS, ""),
     "max": (torch.amax, "highest", all, _SAME_UNITS, ""),

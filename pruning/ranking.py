@@ -20,7 +20,7 @@ from numba.core.event import Listener, register
 from torch import Tensor
 
 Array = npt.NDArray[Any]
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
 Score = Callable[[str], Tensor]  # computes a layer's, (out_features, in_features), from its name
 
 _log = logging.getLogger(__name__)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+Block = Callable[..., Tensor | tuple[Tensor, ...]]  # a decoder block, or what takes its place
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -23,7 +25,7 @@ class Examples:
     windows: int
     input: Callable[[int], Tensor]  # what enters the block behind pruned blocks, by window
     target: Callable[[int], Tensor]  # what the dense block gives behind dense blocks
-    run: Callable[[Callable[..., object], Tensor], Tensor]  # runs a block, or one in its place
+    run: Callable[[Block, Tensor], Tensor]  # runs a block, or one in its place
 
 
 # Adam's first step size, as a multiple of the root mean square of a layer's weights that stay: so

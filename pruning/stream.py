@@ -4,11 +4,10 @@ A block's inputs and outputs are put aside by window, in memory or on disk, so t
 window's activations are held beside a block.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel
 
 from prunevolve.pruning.checkpoint import Offload, moved
 from prunevolve.pruning.passes import Way
-from prunevolve.pruning.reconstruct import Examples
+from prunevolve.pruning.reconstruct import Block, Examples
 from prunevolve.pruning.statistics import Layers, statistics_of, watched
 
 # Positions whose logits exist at one time: over a large vocabulary, a whole window's dwarf all.
@@ -31,11 +30,11 @@ class BlockCall(nn.Module):
         super().__init__()
         self._returned = returned
 
-    def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+    def forward(self, hidden: Tensor, *arguments: object, **keywords: object) -> Tensor:
         self.hidden, self._arguments, self._keywords = hidden, arguments, keywords
         return hidden if self._returned is None else self._returned
 
-    def run(self, block: Callable[..., Any], hidden: Tensor) -> Tensor:
+    def run(self, block: Block, hidden: Tensor) -> Tensor:
         """Call a block in the same way; return its output states, (batch, tokens, hidden_size)."""
         output = block(hidden, *self._arguments, **self._keywords)
         return output if isinstance(output, Tensor) else output[0]
@@ -67,7 +66,7 @@ class Stream:
 
     @torch.no_grad()
     def take(
-        self, way: Way, block: int, module: Callable[..., Any], layers: Layers, terminals: Set[str]
+        self, way: Way, block: int, module: Block, layers: Layers, terminals: Set[str]
     ) -> dict[str, Tensor]:
         """Carry all windows through a block; return the statistics of its layers on the way.
 

@@ -266,8 +266,9 @@ class Walk:
             mixed = between(dense, weight, part).to(dense.dtype)
             parameters[f"{layer.removeprefix(f'{block}.')}.weight"] = mixed
 
-        def apart(*arguments: object, **keywords: object) -> object:
-            return functional_call(module, parameters, arguments, keywords)
+        def apart(*arguments: object, **keywords: object) -> Tensor:
+            output: Tensor = functional_call(module, parameters, arguments, keywords)
+            return output
 
         i = store.blocks.index(block)
         self.streams[stream].take("apart", i, apart, {}, frozenset())

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import StrictUndefined, Template
 
@@ -22,6 +22,10 @@ from prunevolve.pruning.parse import named_metric
 from prunevolve.pruning.statistics import TERMINALS
 from prunevolve.search.progress import convergence
 from prunevolve.search.records import Candidate, Outcome, Record
+
+if TYPE_CHECKING:  # loaded only where something is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FOUND = "best found"
 FORMULA, LEFT_OUT = "formula", "left out"  # headings of columns of formulas
@@ -337,9 +341,8 @@ def path_chart(path: Sequence[JsonObject]) -> str:
 
 
 @contextmanager
-def _drawn(width: float, height: float) -> Iterator[tuple[Any, Any, io.StringIO]]:
+def _drawn(width: float, height: float) -> Iterator[tuple["Figure", "Axes", io.StringIO]]:
     """Yield a figure of so many inches, its axes, and what is its SVG afterwards."""
-    # Imported here, so that a search does not load it when it starts.
     import matplotlib
     from matplotlib.figure import Figure
 
