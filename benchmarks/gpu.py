@@ -52,8 +52,6 @@ MODELS = {
 }
 """The models that a candidate is evaluated on, and what builds them."""
 
-PRUNINGS = ("magnitude", "wanda", "sparsegpt", "fast", "best")
-
 WEIGHTED_GRADIENT = Criterion.parse("mul(W, G)", "model")
 
 
@@ -64,14 +62,18 @@ class Sizes(NamedTuple):
     length: int  # tokens of a window
     samples: int  # windows for calibration
     tried: int  # candidates of a search on the embedded model
+    prunings: tuple[str, ...]  # of a real model
     settings: tuple[str, ...] = ()  # of that search
 
 
-FULL = Sizes(LLAMA_7B | {"layers": 4}, 2048, 32, 60)
+FULL = Sizes(
+    LLAMA_7B | {"layers": 4}, 2048, 32, 60, ("magnitude", "wanda", "sparsegpt", "fast", "best")
+)
 TRIAL = Sizes(
     {"hidden": 64, "intermediate": 176, "layers": 2, "heads": 4},
     *(64, 4, 6),
-    ("search.population=4", *(f"{role}.windows=2" for role in ROLES)),
+    ("magnitude", "best"),
+    ("search.primitives=release", "search.population=4", *(f"{role}.windows=2" for role in ROLES)),
 )
 """For a device that is no GPU."""
 
@@ -149,11 +151,11 @@ def _losses(experiment: Experiment, device: str) -> torch.Tensor:
 
 
 def _prunings(work: Path, device: str, sizes: Sizes) -> Iterator[Row]:
-    """Prune a real model in five ways."""
+    """Prune a real model in some ways."""
     built = [str(ROOT / name) for name, how in MODELS.items() if how and (ROOT / name).is_dir()]
     model = built[0] if built and device == "cuda" else "embedded"
     windows = {"samples": sizes.samples, "eval_windows": 16}
-    for method in PRUNINGS:
+    for method in sizes.prunings:
         options = {**windows, "model": model, **_method(method)}
         report, seconds, peak = _pruned(work / f"pruned-{method}", device, options)
         dense, pruned = (f"{report[f'{x}_perplexity']:.2f}" for x in ("dense", "pruned"))

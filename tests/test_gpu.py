@@ -18,7 +18,7 @@ from toy_models import tensors_of, toy_model, toy_windows, weights_of
 
 from prunevolve import evolve, prune, read_config, run_prune
 from prunevolve.pruning.masks import Layer, Model, NOfM, Row, Target
-from prunevolve.search import run
+from prunevolve.search import descent, run
 from prunevolve.search.experiment import resolve
 from prunevolve.search.run_folder import RunFolder
 
@@ -94,7 +94,9 @@ def test_streamed_pruning_ends_as_on_the_cpu(pruned, tmp_path, device):
 
 @pytest.mark.parametrize("device", [CUDA, pytest.param(FAR, marks=pytest.mark.slow)], indirect=True)
 def test_search_ends_as_on_the_cpu(monkeypatch, tmp_path, device):
-    settings = [*search_process.SIZES, "search.candidates=14", "ray.workers=0"]
+    settings = [*search_process.SIZES, "search.candidates=10", "ray.workers=0"]
+    for steps in ("STEPS", "MORE_STEPS", "LAST_STEPS"):
+        monkeypatch.setattr(descent, steps, 2)
     fitness: list[dict[bool, list[float]]] = []
     for place in ("cpu", device):
         elsewhere = partial(replace, device=place)
