@@ -24,7 +24,7 @@ from search_process import (
     wait_for_lines,
 )
 
-CANDIDATES = 20
+CANDIDATES = 24
 IN_PROCESS = "ray.workers=0"
 ENDLESS = "search.candidates=100000"
 STOP_SECONDS = 10
