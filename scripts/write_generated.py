@@ -74,7 +74,7 @@ def lists() -> dict[str, str]:
     }
 
 
-REQUESTS = ("--metric wanda", "--metric pruner-zero", "--recipe fast", "--recipe best")
+REQUESTS = ("--metric wanda", "--metric pruner-zero", "--recipe fast")
 """Typical requests, whose passes are shown."""
 
 
