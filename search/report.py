@@ -256,8 +256,7 @@ def front_table(bred: Sequence[JsonObject], baselines: Mapping[str, float], chos
     for name, fitness in baselines.items():
         record = Record(Candidate(-1, named_metric(name)), Outcome("evaluated", fitness))
         named.append({"name": name, **record.described})
-    rows: list[tuple[str, ...]] = []
-    best = math.inf
+    rows, best = list[tuple[str, ...]](), math.inf
     for row in sorted([*named, *bred], key=lambda row: (row["size"], row["fitness"])):
         is_chosen = row["name"] == chosen
         if row["fitness"] < best or is_chosen:
@@ -314,8 +313,8 @@ def fitness_chart(records: Sequence[Record], population: int, width: float = NAR
             axes.axhline(level, color="#555555", linewidth=0.7, zorder=1)
             axes.annotate(name, (1.02, level), xycoords=("axes fraction", "data"), va="center")
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
-        axes.set_ylabel("fitness" + (f"; {above} candidates lie above" if above else ""))
-        axes.set_xlabel("candidates")
+        name = "fitness" + (f"; {above} candidates lie above" if above else "")
+        axes.set(xlabel="candidates", ylabel=name)
     return chart.getvalue()
 
 
@@ -333,9 +332,7 @@ def path_chart(path: Sequence[JsonObject]) -> str:
                 axes.annotate("chosen", (step["factors"], 1.01), xycoords=("data", "axes fraction"))
         lowest = min(step["fitness"] + step["selection"] for step in steps) / 2
         axes.set_ylim(top=min(axes.get_ylim()[1], lowest + 1))
-        axes.set_xticks(factors)
-        axes.set_xlabel("factors")
-        axes.set_ylabel("fitness")
+        axes.set(xticks=factors, xlabel="factors", ylabel="fitness")
         axes.legend(frameon=False)
     return chart.getvalue()
 
