@@ -69,8 +69,8 @@ def main(
     card = f"""# The embedded model
 
 A LLaMA of {model.num_parameters():,} parameters ({LAYERS} decoder blocks, hidden size {HIDDEN},
-tied embeddings) with a byte-level BPE tokenizer of {VOCABULARY:,} tokens. It is small enough to
-ship and good enough for pruning to matter. It is no use for anything else.
+tied embeddings) with a byte-level BPE tokenizer of {VOCABULARY:,} tokens, small enough to ship and
+good enough for pruning to matter.
 
 - **Training text**: the training part of the corpus `embedded` (CPython's help topics,
   {len(tokens[0]):,} tokens, a quarter of the windows) and the docstrings of the standard library
@@ -83,8 +83,7 @@ ship and good enough for pruning to matter. It is no use for anything else.
   {threads} CPU thread(s), torch {torch.__version__}.
 - **Perplexity** (windows of {WINDOW} tokens, all of the part, weights rounded to float16 and
   computed in float32): training part {training:.2f}, report part {report:.2f}.
-- **Again**: `make embedded`. The numbers move a little with the processor, and with CPython, whose
-  wording is the text.
+- **Again**: `make embedded`.
 - **Licence**: the text is the Python Software Foundation's (PSF-2.0); the weights are MIT.
 """
     (out / "README.md").write_text(card)
