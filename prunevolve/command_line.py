@@ -92,10 +92,15 @@ def interruptible(guarded: bool = False) -> Iterator[None]:
     """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
+    report = sys.unraisablehook
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+    def report_others(lost: "sys.UnraisableHookArgs") -> None:
+        if not (_signals and isinstance(lost.exc_value, KeyboardInterrupt)):  # `check_interrupt`
+            report(lost)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         restore()
@@ -107,9 +112,11 @@ def interruptible(guarded: bool = False) -> Iterator[None]:
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
             signal.signal(number, interrupt)
+    sys.unraisablehook = report_others
     try:
         yield
     finally:
+        sys.unraisablehook = report
         restore()
         _signals.clear()
 

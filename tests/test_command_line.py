@@ -103,18 +103,24 @@ def test_interruptible_raises_at_the_first_signal_and_leaves_the_second_to_pytho
 
 
 def test_interrupt_that_a_callback_swallows_is_raised_at_the_next_check(monkeypatch):
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: printed.append(lost.exc_type))
 
     class Swallows:
+        def __init__(self, act):
+            self.act = act
+
         def __del__(self):
-            signal.raise_signal(signal.SIGINT)
+            self.act()
 
     check_interrupt()
     with interruptible():
-        Swallows()  # which is gone at once
+        Swallows(lambda: signal.raise_signal(signal.SIGINT))  # which is gone at once
         with pytest.raises(KeyboardInterrupt):
             check_interrupt()
+        Swallows(lambda: 1 / 0)
     check_interrupt()
+    assert printed == [ZeroDivisionError]
 
 
 def test_interruptible_lets_nohup_ignore_a_closed_terminal():
