@@ -291,7 +291,7 @@ class Evaluator:
     def _tokens(self, losses: Sequence[Sequence[float]]) -> int:
         """Return how many fitness tokens were measured."""
         return sum(
-            self._resident(task).tokens["fitness"].shape[1] * sum(not math.isnan(x) for x in part)
+            self._resident(task).tokens["fitness"].shape[1] * len(part)
             for task, part in enumerate(losses)
         )
 
