@@ -9,7 +9,6 @@ all processes, `per_hour` (candidates, by these seconds), `workers` (`ready`, `b
 """
 
 import math
-import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from prunevolve.command_line import SEARCH
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.progress import shown_progress
@@ -230,7 +228,7 @@ def print_status(folder: RunFolder, console: Console) -> JsonObject:
         hours = (status["of"] - status["candidates"]) / status["per_hour"]
         done += f", {timedelta(seconds=round(hours * 3600))} left"
     if state not in (RUNNING, CHOOSING, FINISHED):
-        state += f"; resume with {SEARCH} --resume {shlex.quote(str(folder.path))}"
+        state += f"; resume with {folder.resume_command}"
     head = f"{folder.path}: {state}, as of {status['written']}"
     front = [
         f"  size {row['size']:>2}, fitness {float(row['fitness']):.4f}: {_formula(row['metric'])}"

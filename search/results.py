@@ -3,7 +3,6 @@
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
@@ -78,7 +77,7 @@ def finish(recorder: Recorder) -> JsonObject:
     console.print(f"{report.FOUND}: {best.metric.infix}", f"its text: {best.text}", sep="\n")
     console.print(report.about_winner(summary["best"], state.hall_of_fame))
     console.print(f"verdict: {summary['verdict']}", f"search: {summary['convergence']}", sep="\n")
-    say_files(folder.path, experiment.config, summary, console)
+    say_files(folder, experiment.config, summary, console)
     return summary
 
 
@@ -136,13 +135,13 @@ def _measured(experiment: Experiment, measured: Measured, index: int, winner: Re
     return task | {"verdict": verdict_of([task]).sentence}
 
 
-def say_files(path: Path, config: Config, summary: JsonObject, console: Console) -> None:
+def say_files(folder: RunFolder, config: Config, summary: JsonObject, console: Console) -> None:
     """Print where a finished run's report and metric are, and how to apply it or to search on."""
-    apply, search_on = commands_of(path, config)
+    apply, search_on = commands_of(folder, config)
     is_better = summary["verdict_kind"] == "better"
     console.print(
-        f"report: {path / 'report.html'}",
-        f"metric: {path / 'best_metric.json'}",
+        f"report: {folder.path / 'report.html'}",
+        f"metric: {folder.path / 'best_metric.json'}",
         f"apply it: {apply}"
         if is_better
         else f"it did not clearly win: search on with {search_on}",
@@ -150,7 +149,7 @@ def say_files(path: Path, config: Config, summary: JsonObject, console: Console)
     )
 
 
-def commands_of(path: Path, config: Config) -> tuple[str, str]:
+def commands_of(folder: RunFolder, config: Config) -> tuple[str, str]:
     """Return how to apply a run's best metric to the first task's model, as the run did, and how
     to search on.
     """
@@ -159,7 +158,7 @@ def commands_of(path: Path, config: Config) -> tuple[str, str]:
     is_unstructured = task.pattern == "unstructured"
     options: dict[str, object] = {
         "model": task.model,
-        "metric": path / "best_metric.json",
+        "metric": folder.path / "best_metric.json",
         "sparsity": task.sparsity if is_unstructured else None,
         "pattern": None if is_unstructured else task.pattern,
         "corpus": calibration.corpus,
@@ -184,8 +183,7 @@ def commands_of(path: Path, config: Config) -> tuple[str, str]:
     search = config.search
     more = f" --set search.candidates={max(2 * search.candidates, Search().candidates)}"
     more += f" --set search.hours={2 * search.hours:g}" if search.hours else ""
-    search_on = f"{SEARCH} --resume {shlex.quote(str(path))}{more}"
-    return " ".join([PRUNE, *words]), search_on
+    return " ".join([PRUNE, *words]), folder.resume_command + more
 
 
 def write_report(folder: RunFolder) -> bool:
@@ -208,7 +206,7 @@ def write_report(folder: RunFolder) -> bool:
         report.path_chart(summary["path"]) if summary and summary["path"] else "",
     )
     status, environment = folder.read_json("status.json"), folder.read_json("environment.json")
-    commands = commands_of(folder.path, config)
+    commands = commands_of(folder, config)
     page = report.render(config, records, summary, status, environment, commands, charts)
     folder.write_text("fitness.svg", charts[0])
     folder.write_text("report.html", page)

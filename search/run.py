@@ -5,7 +5,6 @@ From Python see docs/PYTHON.md.
 
 import io
 import math
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, SEARCH, Resumable
+from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.configs.schema import load as read_config
@@ -136,7 +135,7 @@ def resume(
             if not (path / "report.html").exists():  # killed before it was written
                 write_report(run)
             console.print(f"{path} is finished; nothing to do")
-            say_files(path, config, summary, console)
+            say_files(run, config, summary, console)
             return Result(path, summary, is_new=False)
         experiment = _ready(config, console)
         check_identity(run, identity(experiment))
@@ -182,13 +181,12 @@ def backend_of(experiment: Experiment, console: Console) -> Iterator[Backend]:
 
 
 @contextmanager
-def _resumable(folder: RunFolder) -> Iterator[str]:
-    """Yield the command that goes on, which whatever ends the run early then names."""
-    command = f"{SEARCH} --resume {shlex.quote(str(folder.path))}"
-    way_on = f"continue with {command}"
+def _resumable(folder: RunFolder) -> Iterator[None]:
+    """Let whatever ends the run early name the command that goes on."""
+    way_on = f"continue with {folder.resume_command}"
     guard.tell(f"resume {way_on}")
     try:
-        yield command
+        yield
     except KeyboardInterrupt as error:
         why = f"interrupted after {len(folder.outcomes())} candidates"
         raise KeyboardInterrupt(f"{why}; {way_on}") from error
@@ -210,7 +208,7 @@ def _run(
 ) -> Result:
     """Evolve to the end and measure the winner; the records are emptied once they are replayed."""
     began = time.monotonic() - _seconds(folder)
-    with _resumable(folder) as command:
+    with _resumable(folder):
         write_environment(folder, experiment)
         config = schema.to_yaml(experiment.config)
         if not (folder.path / "config.yaml").exists():
@@ -241,7 +239,7 @@ def _run(
             more = "candidates" if evolution.done else "hours"
             raise Unfinished(
                 "error: no candidate was evaluated to the end; breed more: "
-                f"{command} --set search.{more}=N",
+                f"{folder.resume_command} --set search.{more}=N",
                 NOTHING_EVALUATED,
             )
         return Result(folder.path, finish(recorder))

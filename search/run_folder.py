@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prunevolve.command_line import SEARCH, Resumable
 from prunevolve.command_line import FolderError as FolderError  # a public name
-from prunevolve.command_line import Resumable
 from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import JsonObject, read_object, whole_file
 from prunevolve.pruning.metric import Criterion
@@ -95,6 +96,11 @@ class RunFolder:
         with suppress(OSError):  # if nothing can be written any more, it stays
             (self.path / ".lock").unlink()
         self._lock.release()
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with the run."""
+        return f"{SEARCH} --resume {shlex.quote(str(self.path))}"
 
     @property
     def is_in_use(self) -> bool:

@@ -9,12 +9,14 @@ from prunevolve.configs import schema
 from prunevolve.search.progress import convergence
 from prunevolve.search.report import front_table
 from prunevolve.search.results import commands_of, verdict_of
+from prunevolve.search.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(("bos", "flag"), [(True, "--bos"), (False, "--no-bos"), (None, None)])
 def test_command_of_the_next_step_has_the_runs_bos_and_windows(tmp_path, bos, flag):
     own = [f"calibration.bos={str(bos).lower()}"] if flag else []
-    words = shlex.split(commands_of(tmp_path, schema.load(None, ["report.windows=5", *own]))[0])
+    config = schema.load(None, ["report.windows=5", *own])
+    words = shlex.split(commands_of(RunFolder(tmp_path), config)[0])
     assert [word for word in words if "bos" in word] == ([flag] if flag else [])
     assert f"{tmp_path}/best_metric.json" in words
     assert words[words.index("--eval-windows") + 1] == "5"
