@@ -67,6 +67,8 @@ def prune_model(
     options.check_names(request if evaluate else _request(options.over(given, before)))
     if verify and not (verify / "pruning_report.json").is_file():
         raise FolderError(f"{str(verify)!r} has no pruning_report.json: no finished pruned model")
+    if out and not resume:
+        options.check_output_folder(Path(out))
     if resume and not Path(out).is_dir():
         raise FolderError(f"{out!r} is no folder: --resume needs an unfinished one")
     try:

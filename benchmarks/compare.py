@@ -32,7 +32,8 @@ from prunevolve.evaluation.perplexity import perplexity, window_losses
 from prunevolve.evaluation.windows import Text, cut_all, share_windows
 from prunevolve.pruning.baselines import BASELINES, NAMED, NEURON_BASELINES, SPARSEGPT
 from prunevolve.pruning.masks import GROUPS
-from prunevolve.pruning.models import EMBEDDED, linear_layers
+from prunevolve.pruning.model_name import EMBEDDED
+from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.pruning.run.job import held_back_count
 from prunevolve.pruning.run.options import MethodArguments

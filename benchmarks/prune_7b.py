@@ -28,7 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer import Option
 
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.models import EMBEDDED, load_tokenizer
+from prunevolve.pruning.model_name import EMBEDDED
+from prunevolve.pruning.models import load_tokenizer
 
 METRICS = ("magnitude", "wanda", "pruner-zero", "snip")
 

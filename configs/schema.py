@@ -4,7 +4,8 @@
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -266,6 +267,15 @@ def load(config: Path | str | None, overrides: Sequence[str]) -> Config:
         return Config.model_validate(apply_overrides(read(source), overrides))
     except ValidationError as error:
         raise ValueError(f"config {named}: {_first_problem(error)}") from error
+
+
+@contextmanager
+def naming(role: str) -> Iterator[None]:
+    """Let an error inside the context name a text's role."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{role}: {error}") from error
 
 
 def to_yaml(config: Config) -> str:

@@ -79,6 +79,21 @@ class FolderError(ValueError):
     """A folder does not fit what is asked of it."""
 
 
+def check_run(folder: Path) -> None:
+    """Raise FolderError if a folder is no run's."""
+    if not (folder / "config.yaml").is_file():
+        raise FolderError(f"{folder} is not a run folder: it has no config.yaml")
+
+
+def check_new_run(folder: Path) -> None:
+    """Raise FolderError if the folder of a new run exists and is not an empty one."""
+    # A kill at the start leaves the lock behind.
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else [".lock"]
+    if folder.is_file() or names not in ([], [".lock"]):
+        way_on = f", or --resume {folder}" if (folder / "config.yaml").is_file() else ""
+        raise FolderError(f"--out {folder} is not an empty folder: name another{way_on}")
+
+
 _signals: list[int] = []  # that `interruptible` turned into a KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""Models: resolve, load, decoder blocks, linear layers; the only file that knows the hub.
+"""Models: resolve, load, decoder blocks, linear layers; the only file that asks the hub.
 
 A `model` is `embedded`, a folder, or a hub id, `owner/name` or `owner/name@revision`; a `dtype` is
 a key of `DTYPES`. A model that is not there, not supported or damaged is a ValueError of one line.
@@ -23,19 +23,14 @@ from transformers.utils import logging
 from prunevolve.pruning.attention import use_blocked_attention
 from prunevolve.pruning.checkpoint import Checkpoint, files_beside
 from prunevolve.pruning.json_file import read_object
+from prunevolve.pruning.model_name import EMBEDDED, hub_id
 
-EMBEDDED = "embedded"  # the tiny LLaMA that ships in this package
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # The supported architectures by `model_type`; a new one is a name here and a toy in the tests.
 FAMILIES = ["gemma2", "gemma3", "gemma3_text", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"]
 
-# What builds a folder of models/, which is no hub id.
-_MADE = {"models/smollm2-135m": "make smollm2", "models/gemma3-270m": "make gemma3"}
-
 _SKIPPED = "prunevolve_skipped"  # an attribute of layers that stay as they are
-
-_HUB_ID = re.compile(r"((?!models/)[A-Za-z0-9][\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -128,17 +123,6 @@ def _usable_device(device: str) -> str:
         cause = str(error).partition("\n")[0][:100]
         raise ValueError(f"device {device!r} cannot be used ({cause}): give cpu") from error
     return device
-
-
-def hub_id(model: str) -> tuple[str, str | None] | None:
-    """Return the id and revision of a model that comes from the hub; None for one that is here."""
-    model = str(model)
-    if model == EMBEDDED or (model and Path(model).is_dir()):
-        return None
-    if parts := _HUB_ID.fullmatch(model):
-        return parts[1], parts[2]
-    made = f"`{_MADE[model]}` builds it, or " if model in _MADE else ""
-    raise ValueError(f"model {model!r} is no folder: {made}give {EMBEDDED}, a folder or a hub id")
 
 
 def find_model(model: str, weights: bool = False) -> Path:

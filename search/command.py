@@ -2,6 +2,7 @@
 
 import sys
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,9 @@ from prunevolve.command_line import DONE, INTERRUPTED, Answer, outcome
 from prunevolve.configs import schema
 from prunevolve.configs.files import shipped
 from prunevolve.configs.schema import Config
+from prunevolve.evaluation.text import find
+from prunevolve.pruning.baselines import find_metric
+from prunevolve.pruning.model_name import hub_id
 from prunevolve.pruning.progress import PlainConsole
 
 EXAMPLES = (
@@ -69,12 +73,32 @@ def command(
         )
     if (report or status) and (config or out or validate or overrides):
         raise ValueError("--report and --status take no other option")
+    # A mistake is refused before torch and transformers are imported, which takes seconds.
+    if run := resume or report or status:
+        command_line.check_run(run)
     if report or status:
         return _inspect(report, status)
-    # Before torch and transformers are imported, which takes seconds.
-    resolved = None if resume else schema.load(config, overrides)
+    if resume:
+        return _search(None, resume, overrides, validate)
+    resolved = schema.load(config, overrides)
+    _check_names(resolved)
     new = f"{(config or schema.DEFAULT).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    return _search(resolved, resume or out or Path("runs") / new, overrides, validate)
+    folder = out or Path("runs") / new
+    if not validate:
+        command_line.check_new_run(folder)
+    return _search(resolved, folder, overrides, validate)
+
+
+def _check_names(config: Config) -> None:
+    """Refuse a model, text or metric that is not there."""
+    for model in (*(task.model for task in config.tasks), *config.selection.model):
+        hub_id(model)
+    for role, texts in chain(*(task.texts.items() for task in config.tasks)):
+        with schema.naming(role):
+            for corpus, split in zip(texts.corpus, texts.split, strict=True):
+                find(corpus, split)
+    for seed in config.search.seeds:
+        find_metric(seed)
 
 
 def _search(config: Config | None, folder: Path, overrides: list[str], validate: bool) -> Answer:

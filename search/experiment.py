@@ -5,8 +5,7 @@ of a model from the hub no more is read than config and tokenizer.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import product
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prunevolve.configs.schema import MOST_TOKENS, ROLES, Config, Task
+from prunevolve.configs.schema import MOST_TOKENS, ROLES, Config, Task, naming
 from prunevolve.evaluation.windows import (
     Text,
     Windows,
@@ -203,7 +202,7 @@ def _texts(task: Task) -> dict[str, tuple[Text, ...]]:
             Text(corpus, split, config.windows, config.length, config.seed, config.bos)
             for corpus, split in zip(config.corpus, config.split, strict=True)
         ]
-        with _naming(role):
+        with naming(role):
             for kind in kinds:
                 kind.check()
             texts[role] = share_windows(kinds, config.share or [1.0] * len(kinds))
@@ -212,17 +211,8 @@ def _texts(task: Task) -> dict[str, tuple[Text, ...]]:
 
 def cut_text(role: str, kinds: Sequence[Text], tokenizer: PreTrainedTokenizerBase) -> Windows:
     """Return the windows of a role's kinds of text; an error names the role."""
-    with _naming(role):
+    with naming(role):
         return cut_all(kinds, tokenizer)
-
-
-@contextmanager
-def _naming(role: str) -> Iterator[None]:
-    """Let an error inside the context name the text's role."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{role}: {error}") from error
 
 
 def _check_tasks(tasks: Sequence[Task], stages: Sequence[int]) -> None:

@@ -14,7 +14,8 @@ from rich.console import Console
 from torch import Tensor
 
 from prunevolve.configs.schema import Config
-from prunevolve.pruning.models import find_model, hub_id
+from prunevolve.pruning.model_name import hub_id
+from prunevolve.pruning.models import find_model
 from prunevolve.pruning.progress import step
 from prunevolve.search.experiment import Experiment
 from prunevolve.search.fingerprint import Fingerprints, Probe, tensors_digest

@@ -14,7 +14,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from prunevolve.command_line import BROKEN, INTERRUPTED, NOTHING_EVALUATED, Resumable
+from prunevolve.command_line import (
+    BROKEN,
+    INTERRUPTED,
+    NOTHING_EVALUATED,
+    Resumable,
+    check_new_run,
+)
 from prunevolve.configs import schema
 from prunevolve.configs.schema import Config
 from prunevolve.configs.schema import load as read_config
@@ -102,7 +108,7 @@ def evolve(
     """
     path = Path(out)
     # Before the folder is created: an unavailable text or cluster must not leave a run behind.
-    RunFolder.check_empty(path)
+    check_new_run(path)
     experiment = _ready(pinned_config(config), console)
     with backend_of(experiment, console) as backend, closing(RunFolder.create(path)) as folder:
         return _run(folder, experiment, backend, [], console, on_record)

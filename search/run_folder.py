@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunevolve.command_line import SEARCH, Resumable
+from prunevolve.command_line import SEARCH, Resumable, check_new_run, check_run
 from prunevolve.command_line import FolderError as FolderError  # a public name
 from prunevolve.pruning.checkpoint import write_tensors
 from prunevolve.pruning.json_file import JsonObject, read_object, whole_file
@@ -49,18 +49,9 @@ class RunFolder:
         self.path, self._lock = path, FileLock(path / ".lock")
 
     @staticmethod
-    def check_empty(path: Path) -> None:
-        """Raise FolderError if the path of a new run exists and is not an empty folder."""
-        # A kill at the start leaves the lock behind.
-        names = [entry.name for entry in path.iterdir()] if path.is_dir() else [".lock"]
-        if path.is_file() or names not in ([], [".lock"]):
-            way_on = f", or --resume {path}" if (path / "config.yaml").is_file() else ""
-            raise FolderError(f"--out {path} is not an empty folder: name another{way_on}")
-
-    @staticmethod
     def create(path: Path) -> "RunFolder":
         """Create the folder of a new run; raise FolderError if it is not empty or is in use."""
-        RunFolder.check_empty(path)
+        check_new_run(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -81,8 +72,7 @@ class RunFolder:
     @staticmethod
     def look(path: Path) -> "RunFolder":
         """Return a run's folder for reading, even while another process works in it."""
-        if not (path / "config.yaml").is_file():
-            raise FolderError(f"{path} is not a run folder: it has no config.yaml")
+        check_run(path)
         return RunFolder(path)
 
     def _locked(self) -> "RunFolder":

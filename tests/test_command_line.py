@@ -46,6 +46,37 @@ def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, 
     assert told.get(option, "") in run.stdout
 
 
+WANDA = ["--model", "embedded", "--metric", "wanda"]
+MISTAKES = [
+    ("run_search", 2, ["--set", "fitness.corpus=wikitex"], "fitness: corpus must be "),
+    ("run_search", 2, ["--set", "model=models/none"], "model 'models/none' is no folder: "),
+    ("run_search", 2, ["--set", "selection.model=[none]"], "model 'none' is no folder: "),
+    ("run_search", 2, ["--set", "search.seeds=[wandaa]"], "metric 'wandaa' is no known name "),
+    ("run_search", 4, ["--out", "."], "--out . is not an empty folder: "),
+    ("run_search", 4, ["--resume", "none"], "none is not a run folder: "),
+    ("run_search", 4, ["--status", "none"], "none is not a run folder: "),
+    ("run_prune", 2, [*WANDA, "--model", "none"], "model 'none' is no folder: "),
+    ("run_prune", 2, [*WANDA, "--corpus", "wikitex"], "corpus must be "),
+    ("run_prune", 2, [*WANDA, "--recipe", "fst"], "recipe 'fst' cannot be read: "),
+    ("run_prune", 2, [*WANDA, "--metric", "wandaa"], "metric 'wandaa' is no known name "),
+    ("run_prune", 4, [*WANDA, "--out", "."], "out '.' is not empty: "),
+    ("run_prune", 4, ["--resume", "none"], "'none' is no folder: "),
+    ("run_prune", 2, ["--evaluate", "none"], "model 'none' is no folder: "),
+    ("run_prune", 4, ["--verify", "none"], "'none' has no pruning_report.json: "),
+]
+
+
+@pytest.mark.parametrize(("script", "code", "words", "problem"), MISTAKES)
+def test_what_texts_and_folders_tell_is_refused_before_torch(
+    tmp_path, script, code, words, problem
+):
+    (tmp_path / "notes.txt").write_text("mine")
+    run = run_without("torch transformers numpy ray deap datasets", script, *words, folder=tmp_path)
+    assert (run.returncode, run.stdout) == (code, "")
+    assert run.stderr.startswith(f"error: {problem}")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 @pytest.mark.parametrize("missing", ["deap", "sympy"])  # transformers imports the latter, lazily
 def test_search_without_its_libraries_ends_at_once_with_the_way_out(tmp_path, missing):
     run = run_without(missing, "run_search", folder=tmp_path)

@@ -11,7 +11,7 @@ from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.checkpoint import Checkpoint
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.models import hub_id
+from prunevolve.pruning.model_name import hub_id
 from prunevolve.pruning.statistics import TERMINALS
 
 CARD = """---

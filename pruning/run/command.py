@@ -16,7 +16,8 @@ from prunevolve.evaluation.perplexity import measured, not_finite, window_losses
 from prunevolve.evaluation.windows import Windows, cut_all, special_note
 from prunevolve.pruning.checkpoint import Checkpoint, DiskOffload, Offload
 from prunevolve.pruning.json_file import JsonObject
-from prunevolve.pruning.models import hub_id, linear_layers, load_model
+from prunevolve.pruning.model_name import hub_id
+from prunevolve.pruning.models import linear_layers, load_model
 from prunevolve.pruning.parse import SCHEMA
 from prunevolve.pruning.progress import Progress, on_stderr, shown_progress
 from prunevolve.pruning.pruner import prune

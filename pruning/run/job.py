@@ -12,6 +12,7 @@ from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.masks import NOfM, Target, resolve_target
 from prunevolve.pruning.memory import Plan, plan_pruning
 from prunevolve.pruning.metric import Criterion
+from prunevolve.pruning.model_name import EMBEDDED, hub_id
 from prunevolve.pruning.models import UnloadedModel
 from prunevolve.pruning.parse import resolve_metric
 from prunevolve.pruning.passes import Procedure
@@ -19,8 +20,13 @@ from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.reconstruct import FEW_WINDOWS, reconstruct
 from prunevolve.pruning.run.card import way_of
-from prunevolve.pruning.run.options import Measurement, Method, Request, sources
-from prunevolve.pruning.run.result import check_output_folder
+from prunevolve.pruning.run.options import (
+    Measurement,
+    Method,
+    Request,
+    check_output_folder,
+    sources,
+)
 from prunevolve.pruning.run.verify import RECIPE
 from prunevolve.pruning.sparsegpt import BLOCKSIZE, compensate
 
@@ -200,7 +206,7 @@ def evaluation_texts(request: Measurement, seqlen: int) -> tuple[Text, ...]:
 
 def _resolved(request: Request, model: UnloadedModel, procedure: Procedure) -> Request:
     """Return a request that means the same on another machine, later."""
-    name, revision = models.hub_id(model.name) or (model.name, None)
+    name, revision = hub_id(model.name) or (model.name, None)
     return request.model_copy(
         update={
             "model": name,
@@ -221,7 +227,7 @@ def _warnings(
     kinds = texts.get("calibration", ())
     overlaps = check_disjoint({"calibration": kinds, "evaluation": texts["evaluation"]})
     warnings = [f"{overlap}: the pruned perplexity is flattered" for overlap in overlaps]
-    if len(kinds) == 1 and model.name != models.EMBEDDED:
+    if len(kinds) == 1 and model.name != EMBEDDED:
         warnings.append(ONE_KIND.format(kinds[0].corpus))
     if request.update == "reconstruct" and request.samples < FEW_WINDOWS:
         few = f"{request.samples} calibration windows are few for a reconstruction"

@@ -5,6 +5,7 @@ option is a new field. None of this imports torch, which takes seconds.
 """
 
 import difflib
+import shutil
 from collections.abc import Sequence
 from inspect import Parameter
 from pathlib import Path
@@ -12,14 +13,18 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 import typer
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
+from prunevolve.command_line import FolderError
 from prunevolve.evaluation.text import CORPORA, EMBEDDED, find
 from prunevolve.pruning.baselines import find_metric
 from prunevolve.pruning.json_file import JsonObject, read_object, read_text
+from prunevolve.pruning.model_name import hub_id
 
 _RECIPES = Path(__file__).parent / "recipes"
 RECIPES = tuple(sorted(path.stem for path in _RECIPES.glob("*.yaml")))  # files of options
+
+UNFINISHED = ".unfinished"  # the folder in a result's that holds it until its end
 
 # Options of a recipe that mean nothing once one of these others is given.
 _GO_WITH = {
@@ -219,7 +224,9 @@ def sources(
 
 
 def check_names(given: Measurement) -> None:
-    """Refuse a metric or a text that is not there, before torch is imported; see `find_metric`."""
+    """Refuse a model, metric or text that is not there, before torch is imported."""
+    if given.model:
+        hub_id(given.model)
     if isinstance(given, Request):
         if given.metric:
             find_metric(given.metric)
@@ -227,6 +234,33 @@ def check_names(given: Measurement) -> None:
             find(corpus, split)
     for corpus, split in sources("eval-", given.eval_corpus, given.eval_split):
         find(corpus, split)
+
+
+def check_output_folder(folder: Path, size: int = 0, resume: bool = False) -> None:
+    """Check that a folder is empty or can be made, and `size` bytes fit on its disk.
+
+    With `resume` it may be unfinished. It is not made.
+    """
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    work = folder / UNFINISHED
+    disk = shutil.disk_usage(parent)
+    free = disk.free + sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    problem = ""
+    if folder.is_symlink() and not folder.exists():
+        problem = " is a broken link: name a new folder"
+    elif not parent.is_dir():
+        problem = f": {parent} is a file; name a new folder"
+    elif work.is_dir() and not resume:
+        problem = f" is unfinished: go on with --resume {folder}, or name a new folder"
+    elif not work.is_dir() and parent == folder and any(folder.iterdir()):
+        problem = " is not empty: name a new folder"
+    elif not disk.total:
+        problem = " is on no disk: name a folder on one"
+    elif size > free:
+        needed, left = (ByteSize(x).human_readable(separator=" ") for x in (size, free))
+        problem = f" needs {needed}, and its disk has {left} left: name a folder on another disk"
+    if problem:
+        raise FolderError(f"out {str(folder)!r}{problem}")
 
 
 def parameters() -> list[Parameter]:

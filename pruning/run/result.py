@@ -17,7 +17,7 @@ from threading import Lock
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ByteSize
+from pydantic import BaseModel
 from torch import Tensor
 
 from prunevolve.command_line import FolderError
@@ -28,10 +28,10 @@ from prunevolve.pruning.models import shapes_of, width_key
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.run.card import model_card
+from prunevolve.pruning.run.options import UNFINISHED
 from prunevolve.pruning.run.verify import RECIPE, REPORT, Inspector, first_difference
 from prunevolve.pruning.store import FolderStore, Store
 
-UNFINISHED = ".unfinished"
 RUN = "run.json"
 SETTINGS = "statistics.json"
 
@@ -146,33 +146,6 @@ def publish(out: Path) -> JsonObject:
         path.replace(out / path.name)
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     return read_object(out / REPORT)
-
-
-def check_output_folder(folder: Path, size: int, resume: bool = False) -> None:
-    """Check that a folder is empty or can be made, and `size` bytes fit on its disk.
-
-    With `resume` it may be unfinished. It is not made.
-    """
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    work = folder / UNFINISHED
-    disk = shutil.disk_usage(parent)
-    free = disk.free + sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-    problem = ""
-    if folder.is_symlink() and not folder.exists():
-        problem = " is a broken link: name a new folder"
-    elif not parent.is_dir():
-        problem = f": {parent} is a file; name a new folder"
-    elif work.is_dir() and not resume:
-        problem = f" is unfinished: go on with --resume {folder}, or name a new folder"
-    elif not work.is_dir() and parent == folder and any(folder.iterdir()):
-        problem = " is not empty: name a new folder"
-    elif not disk.total:
-        problem = " is on no disk: name a folder on one"
-    elif size > free:
-        needed, left = (ByteSize(x).human_readable(separator=" ") for x in (size, free))
-        problem = f" needs {needed}, and its disk has {left} left: name a folder on another disk"
-    if problem:
-        raise FolderError(f"out {str(folder)!r}{problem}")
 
 
 def save_model(store: FolderStore, inspector: Inspector, on_progress: Progress = unwatched) -> None:

@@ -8,10 +8,10 @@ from refusals import refusal
 from toy_models import FAMILIES, change_json, toy_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from prunevolve.pruning.model_name import hub_id
 from prunevolve.pruning.models import (
     decoder_blocks,
     find_model,
-    hub_id,
     linear_layers,
     load_config,
     load_model,

@@ -19,7 +19,8 @@ from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.passes import Procedure
 from prunevolve.pruning.pruner import prune
 from prunevolve.pruning.run.card import model_card
-from prunevolve.pruning.run.result import check_output_folder, save_model, save_report
+from prunevolve.pruning.run.options import check_output_folder
+from prunevolve.pruning.run.result import save_model, save_report
 from prunevolve.pruning.run.verify import Inspector, LayerCount, verify_result
 from prunevolve.pruning.store import FolderStore
 
