@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from prunevolve import command_line
 from prunevolve.command_line import FolderError
+from prunevolve.pruning.baselines import SPARSEGPT
 from prunevolve.pruning.json_file import JsonObject
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.run import options
@@ -61,10 +62,12 @@ def prune_model(
     if evaluate and (recipe or resume or validate or not given.keys() <= {*measuring}):
         names = ", --".join(measuring).replace("_", "-")
         raise ValueError(f"--evaluate only measures: with it go --{names}")
-    # A mistake is refused before torch is imported.
-    request = _measurement(evaluate, given) if evaluate else _request(given)
+    # A mistake is refused before torch is imported, or at least before transformers is.
     before = options.read_recipe(recipe, str(asked["pattern"] or "")) if recipe else {}
-    options.check_names(request if evaluate else _request(options.over(given, before)))
+    goes_on = resume and not before and "model" not in given
+    request = None if verify or evaluate or goes_on else _request(given, before)
+    measured = _measurement(evaluate, given) if evaluate else None
+    options.check_names(request or measured or options.make(options.Request, given, "options"))
     if verify and not (verify / "pruning_report.json").is_file():
         raise FolderError(f"{str(verify)!r} has no pruning_report.json: no finished pruned model")
     if out and not resume:
@@ -72,14 +75,16 @@ def prune_model(
     if resume and not Path(out).is_dir():
         raise FolderError(f"{out!r} is no folder: --resume needs an unfinished one")
     try:
-        with on_stderr().status("loading torch and transformers"):
+        if request:
+            _check(request, bool(out or validate))
+        with on_stderr().status("loading transformers"):
             from prunevolve.pruning.run import command
         if verify:
             answer = command.verify(verify)
-        elif evaluate:
-            answer = command.evaluate(request)
+        elif measured:
+            answer = command.evaluate(measured)
         else:
-            answer = _prune(given, out, before, resume, validate)
+            answer = _prune(request, given, out, resume, validate)
         return command_line.outcome(command_line.DONE, **answer)
     except KeyboardInterrupt:
         return command_line.interrupted(f"interrupted; {_way_on(out)}")
@@ -89,29 +94,40 @@ def prune_model(
         return command_line.failed(command_line.INTERRUPTED, why)
 
 
+def _check(request: options.Request, has_place: bool) -> None:
+    """Refuse a formula, pattern or group that cannot be, before transformers is imported."""
+    if not request.model:
+        raise ValueError("--model is required: give it or a --recipe that has it")
+    if not has_place:
+        raise ValueError("--out is required: name a new folder for the result")
+    with on_stderr().status("loading torch"):
+        from prunevolve.pruning import parse, passes
+    criterion = parse.read_metric(str(request.metric))
+    passes.procedure_of(request, criterion, own_masks=request.metric == SPARSEGPT)
+
+
 def _prune(
-    given: JsonObject, out: str, before: JsonObject, resume: bool, validate: bool
+    request: options.Request | None, given: JsonObject, out: str, resume: bool, validate: bool
 ) -> JsonObject:
-    """Begin a pruning, go on with one, or only check it."""
+    """Begin a pruning, go on with one, perhaps as its folder says, or only check it."""
     from prunevolve.pruning.run import command, job, result
 
-    if resume and not before and "model" not in given:
+    if request is None:
         if given.keys() <= {*options.MACHINE} and (answer := command.finished(Path(out))):
             return answer
-        before = result.Run.read(Path(out)).options
+        request = _request(given, result.Run.read(Path(out)).options)
+    planned = job.make_job(request.model_copy(update={"out": out}), resume)
+    return command.validate(planned) if validate else command.apply(planned)
+
+
+def _request(given: JsonObject, before: JsonObject) -> options.Request:
+    """Return the request of options over a recipe's, `fast` if there is no metric."""
     wanted = options.over(given, before)
     if "metric" not in wanted:
         wanted = options.read_recipe("fast", wanted.get("pattern")) | wanted
         why = "never behind SparseGPT or Wanda where it was measured; --recipe best takes longer"
         print(f"note: no --metric given: --recipe fast, {why}", file=sys.stderr)
-    planned = job.make_job(_request(wanted | {"out": out}), resume)
-    if not out and not validate:
-        raise ValueError("--out is required: name a new folder for the result")
-    return command.validate(planned) if validate else command.apply(planned)
-
-
-def _request(given: JsonObject) -> options.Request:
-    return options.make(options.Request, given, "options")
+    return options.make(options.Request, wanted, "options")
 
 
 def _way_on(out: str) -> str:

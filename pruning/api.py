@@ -23,10 +23,9 @@ from prunevolve.pruning.models import (
     width_key,
 )
 from prunevolve.pruning.parse import DEFAULT_GROUP, read_metric
-from prunevolve.pruning.passes import Procedure
+from prunevolve.pruning.passes import Procedure, procedure_of
 from prunevolve.pruning.progress import Progress, unwatched
 from prunevolve.pruning.reconstruct import HELD_BACK
-from prunevolve.pruning.run.job import procedure_of
 from prunevolve.pruning.run.options import Method, MethodArguments, make, over, read_recipe
 from prunevolve.pruning.run.verify import LayerCount
 from prunevolve.pruning.statistics import TERMINALS, Statistics

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import ByteSize
 from torch import nn
 
 from prunevolve.pruning.checkpoint import outside_blocks
@@ -76,17 +76,17 @@ def plan_pruning(
     calibration: int,
     held_back: int,
     evaluation: int,
-    max_memory: str | None,
+    max_memory: int | None,
     loads: bool = False,
 ) -> Plan:
     """Return how a pruning is carried out within a budget, or raise ValueError that it cannot be.
 
     Calibration, held back and evaluation are numbers of windows, `max_memory` is what may be held,
-    such as `6GiB` or `800MB`, by default what is free, and `loads` says whether the whole model is
-    also loaded, before and after it is pruned.
+    in bytes, by default what is free, and `loads` says whether the whole model is also loaded,
+    before and after it is pruned.
     """
     free = [psutil.virtual_memory().available, *cgroup_rooms(Path("/"))]
-    budget = _size(max_memory) if max_memory else min(free)
+    budget = min(free) if max_memory is None else max_memory
     passes = passes_of(procedure, procedure.dense_terminals)
     peaks = tuple((each, peak_of(each, model, procedure)) for each in passes)
     loaded = loads * (sum(block_sizes(model)) + outside_size(model))
@@ -230,11 +230,3 @@ def cgroup_rooms(root: Path) -> list[int]:
 def text_of(size: int) -> str:
     """Return a size in words."""
     return ByteSize(size).human_readable(separator=" ")
-
-
-def _size(text: str) -> int:
-    try:
-        return TypeAdapter(ByteSize).validate_python(text)
-    except ValidationError as error:
-        rule = "a size such as 6GiB or 800MB"
-        raise ValueError(f"max-memory must be {rule}, got {text!r}") from error

@@ -8,13 +8,16 @@ pruned and written; then windows go through what it has become.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from prunevolve.pruning.masks import Target
-from prunevolve.pruning.metric import Metric
-from prunevolve.pruning.reconstruct import Training
+from prunevolve.pruning.masks import NOfM, Target, resolve_target
+from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.reconstruct import Training, reconstruct
+from prunevolve.pruning.run.options import Method
+from prunevolve.pruning.sparsegpt import BLOCKSIZE, compensate
 from prunevolve.pruning.statistics import GRAM, STATISTICS, need_backward
 
 # A layer's mask, True where a weight goes, of a shape that expands to the weight's, or the fraction
@@ -89,6 +92,35 @@ class Procedure:
     def waits(self) -> bool:
         """Whether a block is pruned in a later pass than its statistics are complete in."""
         return self.needs_all_scores or self.sequential or self.follows
+
+
+def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) -> Procedure:
+    """Return how a method prunes by a metric; SparseGPT may make its own masks as it goes."""
+    asked = method.pattern, method.sparsity, method.group
+    target = resolve_target(*asked, criterion.group, method.multiple)
+    if own_masks and target.pattern_text == "neurons":
+        rule = "unstructured or n:m with metric sparsegpt, which chooses single weights"
+        raise ValueError(f"pattern must be {rule}: give another metric, and update sparsegpt")
+    if own_masks and target.group_name not in (None, "layer"):
+        raise ValueError(
+            "group must be left out with metric sparsegpt, which compares weights within "
+            f"{BLOCKSIZE} columns of a layer; got {target.group_name!r}"
+        )
+    if method.skip and target.pattern_text == "neurons":
+        rule = "left out with pattern neurons: all MLPs have one width, and all heads stay"
+        raise ValueError(f"skip must be {rule}; got {method.skip!r}")
+    pattern = target.group if isinstance(target.group, NOfM) else None
+    updates = own_masks or method.update == "sparsegpt"
+    trains = method.update == "reconstruct"
+    return Procedure(
+        criterion.metric,
+        target,
+        method.propagation == "sequential",
+        update=partial(compensate, pattern=pattern) if updates else None,
+        own_masks=own_masks,
+        training=partial(reconstruct, seed=method.seed) if trains else None,
+        guarded=(updates or trains) and not own_masks,
+    )
 
 
 Way = Literal["forward", "wait", "backward", "apart"]

@@ -13,8 +13,7 @@ from prunevolve.pruning.masks import GROUPS, group_of
 from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.operators import OPERATORS
 from prunevolve.pruning.parse import resolve_metric
-from prunevolve.pruning.passes import Pass, passes_of
-from prunevolve.pruning.run.job import procedure_of
+from prunevolve.pruning.passes import Pass, passes_of, procedure_of
 from prunevolve.pruning.run.options import Request, read_recipe
 from prunevolve.pruning.statistics import TERMINALS
 

@@ -103,6 +103,11 @@ def _check_names(config: Config) -> None:
 
 def _search(config: Config | None, folder: Path, overrides: list[str], validate: bool) -> Answer:
     """Launch a run, continue one if there is no config, or print what would be done."""
+    from prunevolve.pruning.parse import read_metric
+
+    for seed in config.search.seeds if config else ():  # before transformers is imported
+        read_metric(seed)
+
     from transformers.utils import logging
 
     from prunevolve.search import run

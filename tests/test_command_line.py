@@ -77,6 +77,26 @@ def test_what_texts_and_folders_tell_is_refused_before_torch(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "problem"),
+    [
+        ("run_search", ["--set", "search.seeds=[W*Q]"], "metric 'W*Q', at column 3: 'Q' is unk"),
+        ("run_prune", [*WANDA, "--metric", "W*Q"], "metric 'W*Q', at column 3: 'Q' is unknown: "),
+        ("run_prune", [*WANDA, "--pattern", "4:2"], "pattern must be unstructured, neurons, or "),
+        ("run_prune", [*WANDA, "--group", "rows"], "group must be one of row, layer, model, got "),
+        ("run_prune", [*WANDA, "--pattern", "2:4", "--sparsity", "0.6"], "sparsity must be 0.5 "),
+    ],
+)
+def test_what_formula_and_method_tell_is_refused_before_transformers(
+    tmp_path, script, words, problem
+):
+    words = [*words, "--out", "new"]
+    run = run_without("transformers ray deap datasets", script, *words, folder=tmp_path)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(f"error: {problem}")
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("missing", ["deap", "sympy"])  # transformers imports the latter, lazily
 def test_search_without_its_libraries_ends_at_once_with_the_way_out(tmp_path, missing):
     run = run_without(missing, "run_search", folder=tmp_path)

@@ -2,33 +2,29 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from prunevolve.evaluation.windows import Text, check_disjoint, share_windows
 from prunevolve.evaluation.zero_shot import check_tasks
 from prunevolve.pruning import models
 from prunevolve.pruning.baselines import SPARSEGPT
-from prunevolve.pruning.masks import NOfM, Target, resolve_target
+from prunevolve.pruning.masks import Target
 from prunevolve.pruning.memory import Plan, plan_pruning
-from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.model_name import EMBEDDED, hub_id
 from prunevolve.pruning.models import UnloadedModel
 from prunevolve.pruning.parse import resolve_metric
-from prunevolve.pruning.passes import Procedure
+from prunevolve.pruning.passes import Procedure, procedure_of
 from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
-from prunevolve.pruning.reconstruct import FEW_WINDOWS, reconstruct
+from prunevolve.pruning.reconstruct import FEW_WINDOWS
 from prunevolve.pruning.run.card import way_of
 from prunevolve.pruning.run.options import (
     Measurement,
-    Method,
     Request,
     check_output_folder,
     sources,
 )
 from prunevolve.pruning.run.verify import RECIPE
-from prunevolve.pruning.sparsegpt import BLOCKSIZE, compensate
 
 EVAL_WINDOWS = 32  # most windows of each text that are measured where nothing else is said
 # Tokens of WikiText-2's test text that a plan reckons with: LLaMA makes fewer than 344,064 of it,
@@ -74,9 +70,6 @@ class Job:
 
 def make_job(request: Request, resume: bool) -> Job:
     """Check a request, which needs no `out` for that, and plan it without reading any weight."""
-    for name in ("model", "metric"):
-        if not getattr(request, name):
-            raise ValueError(f"--{name} is required: give it or a --recipe that has it")
     kept = Path(request.statistics or "")
     if kept.is_file() != (kept.suffix == ".pth"):
         rule = "a folder to keep them in, or a .pth file that is there"
@@ -148,35 +141,6 @@ def resolve(request: Measurement, gradients: bool = False) -> UnloadedModel:
     options = request.dtype, request.device, request.seqlen, request.revision
     with on_stderr().status("reading the model's config and tokenizer"):
         return models.resolve_model(str(request.model), *options, gradients)
-
-
-def procedure_of(method: Method, criterion: Criterion, own_masks: bool = False) -> Procedure:
-    """Return how a method prunes by a metric; SparseGPT may make its own masks as it goes."""
-    asked = method.pattern, method.sparsity, method.group
-    target = resolve_target(*asked, criterion.group, method.multiple)
-    if own_masks and target.pattern_text == "neurons":
-        rule = "unstructured or n:m with metric sparsegpt, which chooses single weights"
-        raise ValueError(f"pattern must be {rule}: give another metric, and update sparsegpt")
-    if own_masks and target.group_name not in (None, "layer"):
-        raise ValueError(
-            "group must be left out with metric sparsegpt, which compares weights within "
-            f"{BLOCKSIZE} columns of a layer; got {target.group_name!r}"
-        )
-    if method.skip and target.pattern_text == "neurons":
-        rule = "left out with pattern neurons: all MLPs have one width, and all heads stay"
-        raise ValueError(f"skip must be {rule}; got {method.skip!r}")
-    pattern = target.group if isinstance(target.group, NOfM) else None
-    updates = own_masks or method.update == "sparsegpt"
-    trains = method.update == "reconstruct"
-    return Procedure(
-        criterion.metric,
-        target,
-        method.propagation == "sequential",
-        update=partial(compensate, pattern=pattern) if updates else None,
-        own_masks=own_masks,
-        training=partial(reconstruct, seed=method.seed) if trains else None,
-        guarded=(updates or trains) and not own_masks,
-    )
 
 
 def calibration_texts(request: Request, seqlen: int) -> tuple[Text, ...]:

@@ -5,6 +5,7 @@ option is a new field. None of this imports torch, which takes seconds.
 """
 
 import difflib
+import re
 import shutil
 from collections.abc import Sequence
 from inspect import Parameter
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 import typer
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from prunevolve.command_line import FolderError
 from prunevolve.evaluation.text import CORPORA, EMBEDDED, find
@@ -65,6 +66,15 @@ class Method(Options):
     """How the kept weights are updated."""
     seed: int = Field(0, ge=0)
     """Draws the calibration windows."""
+
+    @field_validator("skip")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+        return pattern
 
 
 class MethodArguments(TypedDict, total=False):
@@ -127,8 +137,8 @@ class Request(Measurement, Method):
     """Calibration windows."""
     out: str | None = None
     """New or empty folder for the result."""
-    max_memory: str | None = None
-    """Memory limit, such as 6GiB; default all that is free."""
+    max_memory: ByteSize | None = None
+    """Memory limit, such as 6GiB or 800MB; default all that is free."""
     statistics: str | None = None
     """Folder to keep and reuse statistics in; or a .pth file of G."""
 
@@ -157,7 +167,9 @@ def make(kind: type[Kind], given: JsonObject, source: str) -> Kind:
                 f"{', '.join(kind.model_fields)}"
             ) from error
         option, value = name.replace("_", "-"), problem["input"]
-        raise ValueError(f"{source}: {option} = {value!r:.60}: {problem['msg']}") from error
+        rule = problem["msg"].removeprefix("Value error, ")
+        help = str(kind.model_fields[name].description).removesuffix(".")
+        raise ValueError(f"{source}: {option} = {value!r:.60}: {rule} ({help})") from error
 
 
 def over(given: JsonObject, recipe: JsonObject) -> JsonObject:
@@ -270,8 +282,8 @@ def parameters() -> list[Parameter]:
         help = str(field.description)
         if field.default not in (None, False):
             help = f"{help.removesuffix('.')}; default {field.default}."
-        # Typer knows no rules, and no union of a number and a word.
-        plain = {"eval_windows": str, "share": list[float]}
+        # Typer knows no rules, no sizes, and no union of a number and a word.
+        plain = {"eval_windows": str, "share": list[float], "max_memory": str}
         kind: Any = plain.get(name, field.annotation)
         shown = "" if field.annotation in (bool, bool | None) else None  # no type for a flag
         option = Annotated[kind | None, typer.Option(help=help, metavar=shown)]

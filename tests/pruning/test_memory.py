@@ -9,8 +9,7 @@ from toy_models import toy_model
 from prunevolve.pruning import memory
 from prunevolve.pruning.memory import LIBRARIES, cgroup_rooms, peak_of, plan_pruning, put_aside
 from prunevolve.pruning.metric import Criterion
-from prunevolve.pruning.passes import passes_of
-from prunevolve.pruning.run.job import procedure_of
+from prunevolve.pruning.passes import passes_of, procedure_of
 from prunevolve.pruning.run.options import Method
 
 # Of the toy LLaMA: two blocks; q and o 16 x 16, k and v 8 x 16, gate and up 24 x 16, down 16 x 24.
@@ -96,15 +95,15 @@ def test_eager_attention_holds_the_scores_of_all_queries():
 def test_plan_holds_all_where_that_fits_and_puts_aside_what_does_not():
     held = Held(group="model")
     aside, most = sum(held.aside.values()), max(held.passes.values())
-    plan = held.plan("10GiB")
+    plan = held.plan(10 << 30)
     assert plan.resident and (plan.on_disk, plan.disk) == ([], 1000)
     assert plan.peak == LIBRARIES + most + aside + 2 * OPEN
     least = LIBRARIES + most
-    tight = held.plan(f"{least}B")
+    tight = held.plan(least)
     assert (tight.resident, tight.peak, tight.on_disk) == (False, least, list(held.aside))
     assert tight.disk == 1000 + aside
     with pytest.raises(ValueError, match="max-memory must be at least 6"):
-        held.plan(f"{least - 1}B")
+        held.plan(least - 1)
 
 
 def test_blocks_on_a_gpu_take_nothing_of_the_host(monkeypatch):
@@ -113,10 +112,10 @@ def test_blocks_on_a_gpu_take_nothing_of_the_host(monkeypatch):
     for free, resident in ((on_gpu + 2 * OPEN, True), (on_gpu + 2 * OPEN - 1, False)):
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free, 1 << 40))
         least = LIBRARIES + 2 * BLOCK + aside
-        plan = held.plan(f"{least}B")
+        plan = held.plan(least)
         assert (plan.resident, plan.on_disk, plan.peak) == (resident, [], least)
     with pytest.raises(ValueError, match=r"max-memory .* the whole model\)"):
-        held.plan(f"{LIBRARIES + 2 * OPEN}B", loads=True)  # loaded by way of the host
+        held.plan(LIBRARIES + 2 * OPEN, loads=True)  # loaded by way of the host
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (on_gpu - 1, 1 << 40))
     with pytest.raises(ValueError, match=r"device 'cuda:0' must have .* free, got "):
         held.plan(None)
@@ -150,7 +149,7 @@ def test_limit_of_a_control_group_and_of_those_above_counts(tmp_path, monkeypatc
 
 def test_whole_model_counts_where_it_is_loaded(headless):
     held, needed = Held("W", tokens=1), LIBRARIES + 2 * OPEN + OUTSIDE
-    assert held.plan(f"{needed}B", loads=True).peak == needed
+    assert held.plan(needed, loads=True).peak == needed
     with pytest.raises(ValueError, match=r"max-memory .* the rest for the whole model\), got "):
-        held.plan(f"{needed - 1}B", loads=True)
-    assert held.plan(f"{needed - 1}B").peak < needed
+        held.plan(needed - 1, loads=True)
+    assert held.plan(needed - 1).peak < needed
