@@ -31,7 +31,6 @@ class Group(Protocol):
     """A comparison group: the weights that compete for the same places."""
 
     whole_model: bool = False  # whether it needs all layers' scores before the first mask
-    within_rows: bool = False  # whether each row's mask is independent of the other rows
 
     @property
     def name(self) -> str:
@@ -86,7 +85,6 @@ class Row(Group):
     """The weights of one output row; each row loses the same share."""
 
     name = "row"
-    within_rows = True
 
     def mark(self, scores: Tensor, layers: Sequence[str], fraction: float) -> Tensor:
         return self.mask(scores.flatten(0, 1), fraction).view_as(scores)
