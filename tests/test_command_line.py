@@ -39,15 +39,17 @@ def run_without(libraries, script, *words, folder=ROOT):
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--version", 0), ("--nonsense", 2)])
 def test_help_version_and_a_wrong_option_import_nothing_that_takes_long(script, option, code):
-    run = run_without("torch transformers numpy ray deap datasets", script, option)
+    run = run_without(BEFORE_TORCH, script, option)
     assert run.returncode == code
     assert len(run.stderr.splitlines()) == (0 if code == 0 else 1)
     told = {"--help": "3 interrupted, resumable", "--version": f"prunevolve {VERSION}\n"}
     assert told.get(option, "") in run.stdout
 
 
-WANDA = ["--model", "embedded", "--metric", "wanda"]
-MISTAKES = [
+BEFORE_TORCH = "torch transformers numpy ray deap datasets"
+BEFORE_TRANSFORMERS = "transformers ray deap datasets"
+WANDA = ["--model", "embedded", "--metric", "wanda", "--out", "new"]
+TEXTS_AND_FOLDERS = [
     ("run_search", 2, ["--set", "fitness.corpus=wikitex"], "fitness: corpus must be "),
     ("run_search", 2, ["--set", "model=models/none"], "model 'models/none' is no folder: "),
     ("run_search", 2, ["--set", "selection.model=[none]"], "model 'none' is no folder: "),
@@ -64,37 +66,30 @@ MISTAKES = [
     ("run_prune", 2, ["--evaluate", "none"], "model 'none' is no folder: "),
     ("run_prune", 4, ["--verify", "none"], "'none' has no pruning_report.json: "),
 ]
-
-
-@pytest.mark.parametrize(("script", "code", "words", "problem"), MISTAKES)
-def test_what_texts_and_folders_tell_is_refused_before_torch(
-    tmp_path, script, code, words, problem
-):
-    (tmp_path / "notes.txt").write_text("mine")
-    run = run_without("torch transformers numpy ray deap datasets", script, *words, folder=tmp_path)
-    assert (run.returncode, run.stdout) == (code, "")
-    assert run.stderr.startswith(f"error: {problem}")
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+FORMULAS_AND_METHODS = [
+    ("run_search", 2, ["--set", "search.seeds=[W*Q]"], "metric 'W*Q', at column 3: 'Q' is unk"),
+    ("run_prune", 2, [*WANDA, "--metric", "W*Q"], "metric 'W*Q', at column 3: 'Q' is unknown: "),
+    ("run_prune", 2, [*WANDA, "--pattern", "4:2"], "pattern must be unstructured, neurons, or "),
+    ("run_prune", 2, [*WANDA, "--group", "rows"], "group must be one of row, layer, model, got "),
+    ("run_prune", 2, [*WANDA, "--pattern", "2:4", "--sparsity", "0.6"], "sparsity must be 0.5 "),
+]
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "problem"),
+    ("libraries", "script", "code", "words", "problem"),
     [
-        ("run_search", ["--set", "search.seeds=[W*Q]"], "metric 'W*Q', at column 3: 'Q' is unk"),
-        ("run_prune", [*WANDA, "--metric", "W*Q"], "metric 'W*Q', at column 3: 'Q' is unknown: "),
-        ("run_prune", [*WANDA, "--pattern", "4:2"], "pattern must be unstructured, neurons, or "),
-        ("run_prune", [*WANDA, "--group", "rows"], "group must be one of row, layer, model, got "),
-        ("run_prune", [*WANDA, "--pattern", "2:4", "--sparsity", "0.6"], "sparsity must be 0.5 "),
+        *[(BEFORE_TORCH, *mistake) for mistake in TEXTS_AND_FOLDERS],
+        *[(BEFORE_TRANSFORMERS, *mistake) for mistake in FORMULAS_AND_METHODS],
     ],
 )
-def test_what_formula_and_method_tell_is_refused_before_transformers(
-    tmp_path, script, words, problem
+def test_mistake_is_refused_before_what_takes_long_is_imported(
+    tmp_path, libraries, script, code, words, problem
 ):
-    words = [*words, "--out", "new"]
-    run = run_without("transformers ray deap datasets", script, *words, folder=tmp_path)
-    assert (run.returncode, run.stdout) == (2, "")
+    (tmp_path / "notes.txt").write_text("mine")
+    run = run_without(libraries, script, *words, folder=tmp_path)
+    assert (run.returncode, run.stdout) == (code, "")
     assert run.stderr.startswith(f"error: {problem}")
-    assert not [*tmp_path.iterdir()]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("missing", ["deap", "sympy"])  # transformers imports the latter, lazily

@@ -258,24 +258,20 @@ def test_run_prune_warns_of_one_kind_of_text_and_where_evaluation_overlaps(prune
 
 
 @pytest.mark.parametrize("update", ["sparsegpt", "reconstruct"])
-def test_plan_says_why_passes_with_gradients_are_not_in_float16(
+def test_plan_says_why_gradients_are_not_in_float16_and_that_windows_are_few(
     monkeypatch, prune_small, model_copy, update
 ):
     for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
         monkeypatch.setattr(torch.ops.mkldnn, name, lambda: True)
     change_json(model_copy / "config.json", dtype="float16")
     backward, method = update == "reconstruct", {"model": model_copy, "update": update}
-    out, _ = prune_small(**method, validate=True)
+    out, err = prune_small(**method, samples=15, validate=True)
+    assert ("warning: 15 calibration windows are few for a reconstruction" in err) == backward
     why = "plan: computing in bfloat16, since float16 is too narrow for gradients; files"
     assert (why in out) == backward
-    _, err = prune_small(**method, validate=True, dtype="float16")
+    _, err = prune_small(**method, samples=16, validate=True, dtype="float16")
+    assert "windows are few" not in err
     assert ("warning: small gradients are lost in float16" in err) == backward
-
-
-def test_validate_says_that_windows_are_few_for_a_reconstruction(prune_small, tmp_path):
-    for samples, told in ((15, True), (16, False)):
-        _, err = prune_small(validate=True, recipe="best", samples=samples)
-        assert (f"warning: {samples} calibration windows are few for a" in err) == told
 
 
 def test_run_prune_takes_several_kinds_of_text_and_measures_each(prune_small, tmp_path):
@@ -324,6 +320,9 @@ def test_validate_asks_no_hub_and_writes_nothing(prune_small, tmp_path):
         ({"skip": "lm_head"}, "self_attn.q_proj; got 'lm_head', in 0"),
         ({"skip": "proj"}, "self_attn.q_proj; got 'proj', in 14"),
         ({"skip": "0", "pattern": "neurons"}, "skip must be left out with pattern neurons: all"),
+        ({"metric": "sparsegpt", "pattern": "neurons"}, "pattern must be unstructured or n:m with"),
+        ({"group": "model", "pattern": "neurons"}, "since a model's config has one width for all"),
+        ({"pattern": "neurons"}, "sparsity must leave a multiple of 32 neurons of the 24 in each"),
         ({"seqlen": 65}, "seqlen must be 2 to 64, the model's context; got 65"),
         ({"max_memory": "6 apples"}, "max-memory = '6 apples': could not interpret byte unit: app"),
         ({"metric": "/dev/zero"}, "metric file '/dev/zero': '/dev/zero' is no regular file: not"),
@@ -519,7 +518,7 @@ MIXED = {
     [(2, 0.3), (3, 0.3), (4, 0.0), ("before", 0.3), ("behind", 0.3), ("behind", 1.0)],
 )
 def test_resume_of_what_is_written_again(
-    prune_small, undisturbed, at_shard, tmp_path, monkeypatch, way, moment, part
+    prune_small, tight, undisturbed, at_shard, tmp_path, monkeypatch, way, moment, part
 ):
     def stop(self, kind, values):
         if kind != "guard" or moment == "behind":
@@ -527,18 +526,18 @@ def test_resume_of_what_is_written_again(
         if kind == "guard":
             raise KeyboardInterrupt
 
-    keep = result.WorkFolder.keep
+    keep, start = result.WorkFolder.keep, tight if way == "model" else prune_small
     monkeypatch.setattr("prunevolve.pruning.walk.part_chosen", lambda *losses: part)
     expected = undisturbed(part, **MIXED[way])
     with monkeypatch.context() as patch:
         at_shard(moment)
         if moment in ("before", "behind"):
             patch.setattr(result.WorkFolder, "keep", stop)
-        prune_small(**MIXED[way], code=3)
+        start(**MIXED[way], code=3)
     shards = (tmp_path / "out/.unfinished/result").glob("*.safetensors")
     times = {path.name: path.stat().st_mtime_ns for path in shards}
     assert times or moment == 3  # whose shard may be finished after the run
-    prune_small(**MIXED[way], resume=True)
+    start(**MIXED[way], resume=True)
     assert checksums_of(tmp_path / "out") == expected
     for name, time_ns in times.items():
         stays = part == 1 or moment in (3, 4)

@@ -130,13 +130,6 @@ def test_masks_of_a_large_matrix_are_those_of_a_stable_sort(kind, sparsity, colu
     assert torch.equal(Layer().mask(scores, sparsity).reshape(1, -1), expected)
 
 
-def test_select_in_the_model_takes_the_mean_of_the_fractions_by_size():
-    scores = {"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]])}
-    # 0.5 * 2 + 0.25 * 6 = 2.5: two go. The plain mean of 0.375 would be three of eight.
-    masks = dict(Model().select(scores.__getitem__, {"a": 0.5, "b": 0.25}))
-    assert [int(mask.sum()) for mask in masks.values()] == [2, 0]
-
-
 def test_select_asks_for_scores_when_a_mask_is_due_and_in_the_model_twice_at_the_call():
     requests, given = Counter(), []
 

@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 from torch.nn import functional
 from toy_metrics import random_terminals
-from toy_models import (
-    assert_same_tensors,
-    own_gradients,
-    toy_model,
-    toy_windows,
-    weights_of,
-)
+from toy_models import assert_same_tensors, toy_model, toy_windows, weights_of
 from toy_setup import SNIP, criterion_of, embedded_setup, made_of, small
 
 from prunevolve.configs.schema import Search
@@ -27,10 +21,10 @@ from prunevolve.pruning.metric import Metric
 from prunevolve.pruning.models import linear_layers
 from prunevolve.pruning.pruner import collect
 from prunevolve.pruning.ranking import zeroed
-from prunevolve.pruning.statistics import TERMINALS, of_layer
+from prunevolve.pruning.statistics import of_layer
 from prunevolve.pruning.store import ResidentStore
 from prunevolve.search import slope
-from prunevolve.search.breeding.factors import MAX_FACTORS, factors_for
+from prunevolve.search.breeding.factors import MAX_FACTORS
 from prunevolve.search.breeding.product import can_descend, factors_of, product_of_powers
 from prunevolve.search.breeding.variation import Breeder, seeded
 from prunevolve.search.descent import Descent, Step
@@ -109,11 +103,17 @@ def groups_of(matrices, group):
     return [group.rows(x) for x in matrices]
 
 
-def own_derivative(ground, powers):
-    """Return the derivative written out: all scores at once, and a backward pass for each window.
+def worths_of(ground, masked, stays):
+    """Return the derivative of the loss by each mask, of which layers' weights were made, fp64."""
+    loss, weights = 0, {f"{layer}.weight": weight for layer, weight in masked.items()}
+    for window, weight in zip(ground.windows[:COUNT], ground.weights, strict=False):
+        logits = functional_call(ground.store.model, weights, (window[None],)).logits[0]
+        loss += weight * functional.cross_entropy(logits[:-1], window[1:]) / COUNT
+    return [worth.double() for worth in torch.autograd.grad(loss, stays)]
 
-    It leaves the model pruned.
-    """
+
+def own_derivative(ground, powers):
+    """Return the derivative written out, all scores at once, and the weights that are left."""
     target, layers = ground.target, list(ground.master)
     logs, scores = [], []
     for layer in layers:
@@ -128,19 +128,10 @@ def own_derivative(ground, powers):
         middle = last if target.group == Model() else (last + first) / 2
         kept.append(group > last)
         nears.append((1 - ((group - middle) / BAND).square()).clamp(min=0))
-    masks = torch.cat([x.flatten() for x in kept]).split([x.numel() for x in scores])
-    for layer, mask in zip(layers, masks, strict=True):
-        weight = ground.master[layer]
-        ground.store.model.get_parameter(f"{layer}.weight").data = weight.where(
-            mask.view_as(weight), 0
-        )
-    model = ground.store.model.requires_grad_(True)
-    pairs = own_gradients(model, linear_layers(model), ground.windows[:COUNT])
-    model.requires_grad_(False)
-    worths = []
-    for layer in layers:
-        gradients = [g * w for (g, _), w in zip(pairs[layer], ground.weights, strict=False)]
-        worths.append(ground.master[layer].double() * sum(gradients).double() / COUNT)
+    stays = torch.cat([x.flatten() for x in kept]).float().split([x.numel() for x in scores])
+    stays = [x.view_as(y).requires_grad_() for x, y in zip(stays, scores, strict=True)]
+    masked = {x: ground.master[x] * mask for x, mask in zip(layers, stays, strict=True)}
+    worths = worths_of(ground, masked, stays)
     total = []
     for number in range(len(powers)):
         values = groups_of([x[number] for x in logs], target.group)
@@ -148,7 +139,7 @@ def own_derivative(ground, powers):
         for near, worth, value in zip(nears, groups_of(worths, target.group), values, strict=True):
             mean = (near * value).sum(1, keepdim=True) / near.sum(1, keepdim=True).clamp(min=1e-20)
             total[-1] += (near * worth * (value - mean)).sum().item()
-    return total
+    return total, masked
 
 
 @named
@@ -156,11 +147,11 @@ def own_derivative(ground, powers):
 def test_derivative_is_the_sum_that_is_written_out(target, powers):
     ground = ground_of(target)
     found = derivative(ground, powers)
-    masks = weights_of(ground.store.model)
-    expected = own_derivative(ground, powers)
+    expected, masked = own_derivative(ground, powers)
     assert max(map(abs, expected)) > 0.01
     assert found.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
-    assert_same_tensors(masks, weights_of(ground.store.model))
+    left = weights_of(ground.store.model)
+    assert left.keys() == masked.keys() and all(torch.equal(left[x], masked[x]) for x in left)
 
 
 def test_derivative_is_the_same_where_blocks_run_again_in_the_backward_pass(monkeypatch):
@@ -189,7 +180,7 @@ def of_neurons_written_out(ground, powers, gone):
     """Return of each MLP how near its neurons are to the threshold, what each is worth, and the
     derivatives of its log score by each exponent, fp64.
     """
-    nears, stays, slopes, masked, loss = [], [], [], {}, 0
+    nears, stays, slopes, masked = [], [], [], {}
     for mlp in MLPS:
         bases = {layer: [scores_of(ground, base, layer) for base in powers] for layer in mlp}
 
@@ -204,20 +195,14 @@ def of_neurons_written_out(ground, powers, gone):
         differences = [logs(i, STEP) - logs(i, -STEP) for i in range(len(powers))]
         slopes.append(torch.stack(differences, 1) / (2 * STEP))
         (down,) = (layer for layer, behind in mlp.items() if behind)
-        masked[f"{down}.weight"] = ground.master[down] * stays[-1]
-    for window, weight in zip(ground.windows[:COUNT], ground.weights, strict=False):
-        logits = functional_call(ground.store.model, masked, (window[None],)).logits[0]
-        loss += weight * functional.cross_entropy(logits[:-1], window[1:]) / COUNT
-    worths = [worth.double() for worth in torch.autograd.grad(loss, stays)]
-    return list(zip(nears, worths, slopes, strict=True))
-
-
-OF_WEIGHTS = {Metric("W"): 1.0, Metric("X"): 0.5, Metric.parse("divrms(rowmean(W), W)"): 0.2}
+        masked[down] = ground.master[down] * stays[-1]
+    return list(zip(nears, worths_of(ground, masked, stays), slopes, strict=True))
 
 
 @pytest.mark.parametrize(("sparsity", "gone"), [(0.3, 32), (0.6, 64)])
-@pytest.mark.parametrize("powers", [BY_MATRICES["grown"], OF_WEIGHTS], ids=["grown", "W"])
-def test_derivative_where_neurons_go_is_the_sum_that_is_written_out(powers, sparsity, gone):
+@pytest.mark.parametrize("matrices", ["grown", "W"])
+def test_derivative_where_neurons_go_is_the_sum_that_is_written_out(matrices, sparsity, gone):
+    powers = BY_MATRICES[matrices]
     ground = ground_of(Target(sparsity, Neurons()), intermediate_size=96)
     expected, inside = 0, []
     for near, worth, derivatives in of_neurons_written_out(ground, powers, gone):
@@ -251,33 +236,16 @@ def on_embedded(*settings):
 ALL_COMPETE = ("pruning.group=model",)
 
 
-@named
-@pytest.mark.parametrize("start", ["mul(W, G)", "mul(mul(W, G), divrms(X, X))"])
-def test_steps_against_the_derivative_lower_the_loss_and_back_raise_it(target, start):
+def test_threshold_that_a_sample_of_rows_gives_removes_what_the_target_asks():
     (resident,) = on_embedded(*ALL_COMPETE).residents
+    made, exponents = slope_and_exponents(resident.ground(TARGETS[0], [1.0]), POWERS)
     windows = resident.tokens["fitness"]
-    powers = dict.fromkeys(factors_for("WXGVHM", target.group_name or "row"), 0.0)
-    powers |= factors_of(Metric.parse(start))
-    made, exponents = slope_and_exponents(resident.ground(target, [1.0]), powers)
-    batches = windows.split(2)
-    gradient = sum(made.derivative(exponents, x, torch.ones(len(x))) for x in batches)
-    gradient /= len(batches)
-    # What is kept meanwhile is what the target keeps, also where a sample gives the threshold.
-    removed = torch.cat([x.flatten() == 0 for x in weights_of(resident.store.model).values()])
-    assert removed.float().mean().item() == pytest.approx(target.sparsity, abs=0.01)
-
-    def loss(step):
-        moved = exponents - step * gradient / gradient.norm()
-        metric = product_of_powers(zip(powers, moved.tolist(), strict=True))
-        resident.prune(metric, target)
-        return sum(resident.losses("fitness")) / len(windows)
-
     try:
-        back, here, on = loss(-0.2), loss(0.0), loss(0.2)
+        made.derivative(exponents, windows, torch.ones(len(windows)))
+        removed = [x.flatten() == 0 for x in weights_of(resident.store.model).values()]
     finally:
         resident.restore()
-    assert on < here < back
-    assert 0.5 < (back - on) / 0.4 / gradient.norm() < 6  # for a band whose area is 2/3
+    assert torch.cat(removed).float().mean().item() == pytest.approx(0.6, abs=0.01)
 
 
 # Logarithms
@@ -292,45 +260,22 @@ def test_logarithms_that_are_read_off_bits_are_exact_to_four_digits():
     assert log_scores([(torch.zeros(1, 1), 1.0)] * 2, *[torch.zeros(1, 1)] * 2).isfinite().all()
 
 
-GROWN = (
-    "mul(W, G)",
-    "rowmean(mul(W, G))",
-    "divrms(sqrt(mul(X, H)), quot(X, V))",
-    "mul(X, divrms(sqrt(mul(X, H)), quot(X, V)))",
-)
-
-
-def assert_terms_are_those_of(base):
-    assert base.never_negative
-    values = {name: x.double() for name, x in random_terminals(6, 8).items()}
-    logs = [multiple * term.score(**values).log() for term, multiple in terms_of(base).items()]
-    torch.testing.assert_close(
-        sum(logs) + torch.zeros(6, 8), base.score(**values).log() + torch.zeros(6, 8)
-    )
-
-
-@pytest.mark.parametrize(
-    "base",
-    [
-        *factors_for(TERMINALS, "model"),
-        *factors_for(TERMINALS, "row"),
-        *POWERS,
-        *map(Metric.parse, GROWN),
-    ],
-    ids=str,
-)
-def test_logarithms_of_terms_add_up_to_that_of_their_base(base):
-    assert_terms_are_those_of(base)
+SHARING = Metric.parse("mul(X, divrms(sqrt(mul(X, H)), quot(X, V)))")  # of terms that are alike
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.sampled_from(["row", "model"]))
-def test_whatever_is_bred_can_descend(seed, group):
+def test_whatever_is_bred_can_descend_and_its_terms_add_up(seed, group):
     with seeded(seed):
         metric = Breeder(Search(initial_depth=(1, 3)), group).varied.random()
     assert can_descend(metric)
-    for base in factors_of(metric):
-        assert_terms_are_those_of(base)
+    values = {name: x.double() for name, x in random_terminals(6, 8).items()}
+    for base in (*factors_of(metric), SHARING):
+        assert base.never_negative
+        logs = [multiple * term.score(**values).log() for term, multiple in terms_of(base).items()]
+        expected = base.score(**values).log().expand(6, 8)
+        expected = expected.where(expected.isfinite(), sum(logs))  # an exp may leave the range
+        torch.testing.assert_close(sum(logs).expand(6, 8), expected)
 
 
 # Factors that go

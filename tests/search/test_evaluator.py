@@ -119,18 +119,9 @@ def test_evaluate_restores_every_weights_bits(on_two_models, criterion, limit, k
     assert_dense(made)
 
 
-@pytest.mark.parametrize(
-    ("criterion", "message"),
-    [
-        (
-            criterion_of("W", "column"),
-            "group must be one of row, layer, model, outputs, got 'column'",
-        ),
-        (criterion_of("mul(W, M)"), r"metric 'mul\(W, M\)' uses M, and M is None: pass it"),
-    ],
-    ids=str,
-)
-def test_mistake_is_no_fault_of_the_metric(evaluator, criterion, message):
+def test_mistake_is_no_fault_of_the_metric(evaluator):
+    criterion = criterion_of("mul(W, M)")
+    message = r"metric 'mul\(W, M\)' uses M, and M is None: pass it"
     with pytest.raises(ValueError, match=message):
         evaluator.evaluate(candidate(criterion))
     with pytest.raises(ValueError, match=message):

@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,7 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prunevolve.configs.schema import Search
-from prunevolve.pruning.metric import Criterion, Metric
+from prunevolve.pruning.metric import Criterion
 from prunevolve.pruning.ranking import DegenerateScores
 from prunevolve.search import evolution as loop
 from prunevolve.search.breeding.product import can_descend, exponents_of, product_of_powers
@@ -58,7 +57,7 @@ class Drawn:
     """Masks of which some formulas share one and some have none."""
 
     def mark(self, criterion):
-        return f"{digits(criterion) % 199:03}" if digits(criterion) % 7 else None
+        return f"{digits(criterion) % 61:03}" if digits(criterion) % 7 else None
 
     def fingerprint(self, criterion):
         if not self.mark(criterion):
@@ -233,24 +232,10 @@ def test_ask_decides_what_needs_no_evaluation_and_each_index_is_committed_once_i
     assert [record.index for record in records] == list(range(60))
     kinds = {record.outcome.kind for record in records}
     assert kinds == decided | {"evaluated", "stopped", "failed"}
+    # No descents with the release's set.
+    assert {record.candidate.origin for record in records} == {"seed", "random", "child"}
     assert [len(step.records) for step in whole()] == [1] * 60
     assert whole()[-1].state == state_after(records, PLAIN)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("lag", [0, 1, 7])
-def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_for(lag, kind):
-    search = changed(KINDS[kind], lag=lag)
-    records, searching = searched(search, pick=racing(1, workers=20))
-    bred_from = [state_after(records[: max(0, i - lag)], search) for i in range(len(records))]
-    submitted = [candidate for candidate in searching.asked if not candidate.decided]
-    for candidate in submitted:
-        state = bred_from[candidate.index]
-        limited = state.with_limits(candidate, search)
-        assert candidate.limits == limited.limits
-        assert set(candidate.parents) <= {member.index for member in state.population}
-    assert any(candidate.limits for candidate in submitted)
-    assert any(candidate.origin == "child" for candidate in submitted)
 
 
 # Descents
@@ -261,8 +246,10 @@ def test_evolution_breeds_from_exactly_the_outcomes_that_the_lag_lets_it_wait_fo
 def test_descents_begin_from_the_fittest_seed_twice_then_from_the_best_from_which_none_began(
     lag, signed
 ):
-    search, texts = changed(FULL, lag=lag), [f"mul(W, log({x}))" for x in "XG"]
-    seeds = [Criterion.parse(text, "row") for text in texts] if signed else SEEDS
+    search = changed(FULL, lag=lag)
+    # From what is below 0 where X is below 1 none can; more seeds than come before it is due.
+    texts = ["mul(W, log(X))", "mul(W, log(G))"] if signed else ["mul(W, cube(X))", "mul(W, G)"]
+    seeds = [*(() if signed else SEEDS), *(Criterion.parse(text, "row") for text in texts)]
     records = [x for step in Searching(beginning(search, seeds=seeds)) for x in step.records]
     begun = []
     for record in records:
@@ -272,7 +259,8 @@ def test_descents_begin_from_the_fittest_seed_twice_then_from_the_best_from_whic
         new = [x for x in state_after(known, search).population if x.index not in begun]
         able = [*of_seeds, *new] if len(begun) < loop.STARTS else new
         best = next((x for x in able if can_descend(x.criterion.metric)), None)
-        is_due = record.index % EVERY == EVERY - 1 and best is not None
+        is_due = record.index % EVERY == EVERY - 1 and record.index >= len(seeds)
+        is_due = is_due and best is not None
         assert (record.candidate.origin == "descent") == is_due
         if is_due:
             assert record.candidate.parents == (best.index,)
@@ -280,28 +268,6 @@ def test_descents_begin_from_the_fittest_seed_twice_then_from_the_best_from_whic
             begun.append(best.index)
     assert len(set(begun)) > 5
     assert signed or begun[0] == begun[1] < len(seeds)
-
-
-def test_no_descent_begins_from_what_cannot_and_none_with_the_releases_set():
-    assert {record.candidate.origin for record in journal()} == {"seed", "random", "child"}
-    signed = Criterion.parse("mul(W, log(X))", "row")  # below 0 where X is below 1
-    evolution = beginning(changed(FULL, lag=0), seeds=[signed])
-    for index in range(EVERY):
-        (candidate,) = evolution.ask()
-        evolution.tell(index, Outcome("failed") if index else Outcome("evaluated", 0.1, 1))
-    assert [x.criterion for x in evolution.state.population] == [signed]
-    assert candidate.origin == "random" and not can_descend(signed.metric)
-
-
-def test_descents_take_the_place_of_no_seed():
-    texts = ["W", *(f"mul(W, power(X, 0.{i}))" for i in range(11, 11 + 2 * EVERY))]
-    seeds = [Criterion.parse(text, "row") for text in texts]
-    evolution = beginning(changed(FULL, lag=0), seeds=seeds)
-    records = []
-    for index in range(len(seeds)):
-        (candidate,) = evolution.ask()
-        records += evolution.tell(index, candidate.decided or outcome_of(candidate))
-    assert [record.candidate.criterion for record in records] == seeds
 
 
 @pytest.mark.parametrize("lag", [0, 1, 7, 20])
@@ -338,38 +304,3 @@ def test_duplicate_names_the_first_of_its_text_or_mask_also_one_that_a_descent_l
             for key in filter(None, (text, mark)):
                 bred.setdefault(key, index)
     assert all(kinds[x] for x in ("evaluated", "duplicate", "same text", "same mask")), kinds
-
-
-class Alike(Drawn):
-    """Masks of powers of X are all the same, and others are not."""
-
-    def fingerprint(self, criterion):
-        return "alike" if "power" in criterion.text else criterion.text
-
-
-@pytest.mark.parametrize("order", [(3, 4, 5), (5, 4, 3), (4, 5, 3)])
-def test_what_was_bred_meanwhile_does_not_make_a_descent_a_duplicate(order):
-    texts = ["W", "mul(W, G)", "mul(W, X)", "", *(f"mul(W, power(X, 0.{i}))" for i in (3, 4, 6))]
-    criteria = [text and Criterion.parse(text, "row") for text in texts]
-    breeder = SimpleNamespace(
-        search=changed(FULL, lag=2, candidates=7),
-        descends=True,
-        firsts=(),
-        breed=lambda index, members: Candidate(index, criteria[index], "random"),
-    )
-    evolution = Evolution(breeder, Alike(), State())
-    asked = list(evolution.ask())
-    for index in range(3):
-        evolution.tell(index, Outcome("evaluated", 0.5, 1))
-        asked += evolution.ask()
-    assert [candidate.origin == "descent" for candidate in asked] == [i == 3 for i in range(6)]
-    tuned = replace(criteria[4], metric=Metric.parse("mul(W, power(X, 0.37))"))
-    outcome = Outcome("evaluated", 0.4, 1)
-    outcomes = {3: replace(outcome, tuned=tuned), 4: outcome, 5: asked[5].decided}
-    records = [record for i in order for record in evolution.tell(i, outcomes[i])]
-    reasons = [(record.outcome.kind, record.outcome.reason) for record in records]
-    # 4 was bred before anyone knew where 3 leads, and 5, too.
-    expected = [("evaluated", ""), ("evaluated", ""), ("duplicate", "same mask as 4")]
-    assert reasons == expected
-    (last,) = evolution.ask()
-    assert last.decided == Outcome("duplicate", reason="same mask as 3")

@@ -180,13 +180,6 @@ def test_what_cannot_descend_is_not_shortened(judged, text, settings):
     assert [row["name"] for row in choice.standings] == ["0"]
 
 
-def test_a_candidate_that_cannot_prune_the_unseen_model_is_not_chosen(judged):
-    unfit = {("selection", 1): "X"}
-    choice = judged(costing({"V": (0.1, 0.1)}, unfit), product("V"), product("X"))
-    assert {row["name"] for row in choice.standings} == {"1"}
-    assert choice.winner.name == "1"
-
-
 LONG = ("X", "V", "H", "B", "sqr(X)", "sqr(V)")
 """With W and G one factor more than a winner should have."""
 

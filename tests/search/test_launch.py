@@ -118,16 +118,6 @@ def test_options_that_do_not_go_together_are_refused(refusal):
     assert refusal(2, "--status", "run", "--validate") == problem
 
 
-@pytest.mark.parametrize("option", ["--resume", "--report", "--status"])
-def test_resume_report_and_status_refuse_a_folder_that_is_no_run(refusal, tmp_path, option):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "notes.txt").write_text("mine")
-    for name in ("full", "missing"):
-        expected = f"{name} is not a run folder: it has no config.yaml"
-        assert refusal(4, option, name) == expected
-    assert [path.name for path in tmp_path.rglob("*")] == ["full", "notes.txt"]
-
-
 def test_resume_refuses_to_make_the_run_another_search(refusal, run_folder):
     before = (run_folder / "config.yaml").read_text()
     assert refusal(4, "--resume", "run", "--set", "model=x").startswith("model is 'x' but was ")

@@ -60,11 +60,6 @@ def test_cell_value_after_some_windows_is_their_rise_over_their_share():
     assert FIRST.value([1.5, 9.0, 3.1]) == pytest.approx((0.5 + 0.1) / 2 / 0.5)
 
 
-def test_fitness_is_the_mean_of_the_cells_by_weight():
-    assert ONE.fitness([[1.5, 3.7]]) == pytest.approx((0.5 + 0.7) / 2 / 0.5)
-    assert scale().fitness([[1.5, 1.5, 3.5, 3.5], [1.25, 3.25]]) == pytest.approx(1.0)
-
-
 def test_excess_takes_what_was_not_looked_at_to_be_as_good_as_the_limit():
     values = [FIRST.value([2.0]), 1.0, 1.0]
     assert values[0] == pytest.approx(4.0)

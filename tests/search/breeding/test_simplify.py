@@ -87,16 +87,6 @@ def test_simplify_keeps_the_mask(tree_seed, tensor_seed, group):
             assert torch.equal(mask, masks[1][layer]), (metric.text, simpler.text)
 
 
-@pytest.mark.filterwarnings("ignore:std")
-@settings(max_examples=400, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6))
-def test_never_negative_holds_on_tensors(tree_seed):
-    metric = random_tree(random.Random(tree_seed), 4)
-    if metric.never_negative:
-        score = metric.score(**terminals_of(tree_seed % 5)[0])
-        assert not (score < 0).any()
-
-
 @pytest.mark.parametrize(
     ("text", "group", "expected"),
     [

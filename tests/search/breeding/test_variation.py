@@ -3,16 +3,11 @@
 import random
 
 import pytest
-from refusals import refusal
 from toy_records import record_of
 
 from prunevolve.configs.schema import Search
-from prunevolve.pruning.baselines import NAMED
-from prunevolve.pruning.masks import WEIGHTS
 from prunevolve.pruning.metric import Criterion
-from prunevolve.search.breeding.factors import Products
-from prunevolve.search.breeding.trees import Trees
-from prunevolve.search.breeding.variation import Breeder, choose_parents, read_seeds, seeded
+from prunevolve.search.breeding.variation import Breeder, choose_parents, seeded
 
 SEARCH = Search(seed=5, population=4, initial_depth=(1, 3))
 TEXTS = ("mul(W, sqrt(X))", "mul(G, W)", "add(G, W)", "W")
@@ -46,9 +41,11 @@ def test_breed_gives_the_core_first_if_there_are_no_seeds(settings, group, core)
     assert second.origin == "random"
 
 
-@pytest.mark.parametrize(("primitives", "parents"), [("extended", 1), ("release", 2)])
+@pytest.mark.parametrize(
+    ("primitives", "parents", "terminals"), [("extended", 1, "WGXVHM"), ("release", 2, "WGX")]
+)
 def test_breed_gives_random_metrics_until_the_population_was_bred_once_then_children(
-    primitives, parents
+    primitives, parents, terminals
 ):
     candidates = bred(primitives=primitives)
     assert [candidate.parents for candidate in candidates[:4]] == [()] * 4
@@ -59,6 +56,10 @@ def test_breed_gives_random_metrics_until_the_population_was_bred_once_then_chil
     for child in children:
         assert len({*child.parents}) == parents
         assert child.criterion.text not in [TEXTS[parent] for parent in child.parents]
+    for named, expected in (({}, terminals), ({"terminals": ["W", "X"]}, "WX")):
+        drawn = bred(primitives=primitives, population=60, **named)
+        found = frozenset().union(*(one.criterion.metric.terminals for one in drawn))
+        assert found == set(expected)
 
 
 def test_seeded_draws_the_same_from_the_same_key_and_puts_the_state_back():
@@ -89,26 +90,3 @@ def test_choose_parents_draws_two_different_members_from_the_best_of_a_random_ha
     with seeded(0):
         assert set(choose_parents(("a", "b"), best=10, count=2)) == {"a", "b"}
         assert choose_parents(("a",), best=2, count=2) == ["a", "a"]
-
-
-@pytest.mark.parametrize(
-    ("primitives", "kind", "terminals"),
-    [("release", Trees, "WGX"), ("extended", Products, "WGXVHM")],
-)
-def test_breeder_varies_trees_of_the_releases_set_and_products_else(primitives, kind, terminals):
-    breeder = Breeder(Search(primitives=primitives), "model", (Criterion.parse("W", "model"),))
-    assert isinstance(breeder.varied, kind)
-    assert breeder.terminals == tuple(terminals)
-    named = Breeder(Search(primitives=primitives, terminals=["W", "X"]), "model")
-    assert named.terminals == ("W", "X")
-    mapping = named.varied.primitives.mapping
-    assert {"W", "X"} <= set(mapping) and not {"G", "V"} & set(mapping)
-
-
-@pytest.mark.parametrize("group", WEIGHTS)
-def test_seeds_are_names_or_texts_under_the_group_that_is_searched(group):
-    for entry in (*NAMED, "mul(W, sqr(G))"):
-        text = NAMED[entry].text if entry in NAMED else entry
-        assert read_seeds([entry], group) == [Criterion.parse(text, group)]
-    message = refusal(read_seeds, ["model:wanda"], group)
-    assert message.startswith("metric 'model:wanda' is no known name or file: did you mean ")
