@@ -56,6 +56,7 @@ TEXTS_AND_FOLDERS = [
     ("run_search", 2, ["--set", "search.seeds=[wandaa]"], "metric 'wandaa' is no known name "),
     ("run_search", 4, ["--out", "."], "--out . is not an empty folder: "),
     ("run_search", 4, ["--resume", "none"], "none is not a run folder: "),
+    ("run_search", 4, ["--report", "none"], "none is not a run folder: "),
     ("run_search", 4, ["--status", "none"], "none is not a run folder: "),
     ("run_prune", 2, [*WANDA, "--model", "none"], "model 'none' is no folder: "),
     ("run_prune", 2, [*WANDA, "--corpus", "wikitex"], "corpus must be "),

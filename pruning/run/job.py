@@ -18,12 +18,7 @@ from prunevolve.pruning.progress import on_stderr
 from prunevolve.pruning.pruner import check_layers
 from prunevolve.pruning.reconstruct import FEW_WINDOWS
 from prunevolve.pruning.run.card import way_of
-from prunevolve.pruning.run.options import (
-    Measurement,
-    Request,
-    check_output_folder,
-    sources,
-)
+from prunevolve.pruning.run.options import Measurement, Request, check_output_folder, sources
 from prunevolve.pruning.run.verify import RECIPE
 
 EVAL_WINDOWS = 32  # most windows of each text that are measured where nothing else is said

@@ -92,22 +92,21 @@ def test_search_that_loses_all_nodes_at_once_ends_with_3_and_goes_on_the_same(re
 
 
 @contextmanager
-def disk_of(size, folder):
-    """Mount a small disk on a folder, and take it away again."""
-    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True)
+def mounted(*arguments):
+    """Mount something on a folder, the last argument, and take it away again."""
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no right to mount a file system: {done.stderr.strip()}")
     try:
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", str(arguments[-1])], check=True)
 
 
 def test_full_disk_ends_a_search_with_3_and_it_goes_on_when_there_is_room(reference, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    with disk_of("32m", disk):
+    with mounted("-t", "tmpfs", "-o", "size=32m", "tmpfs", disk):
         out, filler = disk / "run", disk / "filler"
         process = begin(launch(out, IN_PROCESS))
         wait_for_lines(process, out, 5)
@@ -119,6 +118,21 @@ def test_full_disk_ends_a_search_with_3_and_it_goes_on_when_there_is_room(refere
         filler.unlink()
         assert run(resume_command(out)).returncode == 0
         assert_same(out, reference)
+
+
+def test_folder_that_nobody_may_write_to_ends_a_search_with_3(tmp_path):
+    out, read_only = tmp_path / "run", tmp_path / "read-only"
+    read_only.mkdir()
+    process = begin(launch(out, IN_PROCESS))
+    wait_for_lines(process, out, 5)
+    # A mount is busy while a file is written through it, so none is until it is read-only.
+    with mounted("--bind", out, read_only):
+        subprocess.run(["mount", "-o", "remount,bind,ro", read_only], check=True)
+        with mounted("--bind", read_only, out):
+            assert_interrupted(process, out, r"error: \S+ cannot be written: Read-only file system")
+            again = run(resume_command(out))
+            assert (again.returncode, again.stderr.count("\n")) == (3, 1), again.stderr
+            assert "Read-only file system" in again.stderr
 
 
 @pytest.mark.parametrize(
